@@ -1,0 +1,30 @@
+# Every target makes what it needs: a virtual environment with the pinned set, and the package in it.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test test-all papertown figures lint
+
+demo: .venv/installed
+	$(BIN)/python examples/demo.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -m ""
+
+papertown: .venv/installed
+	$(BIN)/python -m livo.papertown build
+
+figures: .venv/installed
+	$(BIN)/python -m livo.papertown figures
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[offline,dev]
+	touch $@

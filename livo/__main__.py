@@ -1,0 +1,5 @@
+import sys
+
+from livo.cli import main
+
+sys.exit(main())

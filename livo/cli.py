@@ -1,0 +1,173 @@
+"""The command line: `livo generate`, `livo retrieve`, `livo env`, `livo papertown`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+
+EXAMPLES = {
+    "generate": 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png',
+    "retrieve": 'livo retrieve "a photo of a doctor" "a bloody warrior" "a bloodhound"',
+    "env": "livo env",
+    "papertown": "livo papertown grid -o papertown.png",
+}
+
+
+class CommandError(Exception):
+    """Bad input: printed as one line, exit code 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (CommandError, ValueError, OSError) as error:
+        print(f"livo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"livo {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="livo", description="Keep a text-to-image model to stated values, with its backbone frozen."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: {EXAMPLES[name]}")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("generate", _generate, "Generate images that keep to the values their prompts call for.")
+    sub.add_argument("prompt", nargs="+", metavar="PROMPT")
+    sub.add_argument("-n", type=_positive, default=8, help="images per prompt (default 8)")
+    sub.add_argument("--value", default="auto", help="auto, none, a principle's id, or a statement (default auto)")
+    sub.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
+    sub.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=_positive, default=20, help="sampler steps (default 20)")
+    sub.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    sub.add_argument("-o", "--output", type=Path, default=Path("livo.png"), help="the grid; decisions go beside it as JSON")
+    sub.add_argument(
+        "--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder (default papertown)"
+    )
+    sub.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
+    sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+
+    sub = command("retrieve", _retrieve, "Say which principle each prompt calls for, or none, and why.")
+    sub.add_argument("prompt", nargs="+", metavar="PROMPT")
+    sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
+    sub.add_argument("--json", action="store_true", help="one JSON object a prompt, for programs")
+
+    command("env", _env, "Print versions and hardware, for bug reports.")
+
+    sub = command("papertown", _papertown, "Show the embedded world.")
+    sub.add_argument("what", choices=["grid"], help="grid: every career, place, risk and thing, as the renderer draws it")
+    sub.add_argument("-o", "--output", type=Path, default=Path("papertown.png"))
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _generate(args) -> None:
+    if args.output.suffix.lower() != ".png":
+        raise CommandError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
+    import torch
+
+    from livo.pictures import grid, save_png, stack
+    from livo.pipeline import LiVOPipeline
+
+    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    value = None if args.value == "none" else args.value
+    pipe.set_progress_bar_config(desc="sampling", unit="step")
+
+    def generate(prompt, value):
+        return pipe(
+            prompt,
+            value=value,
+            value_scale=args.scale,
+            num_images_per_prompt=args.n,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+
+    sheets, record = [], []
+    columns = min(args.n, 8)
+    for prompt in args.prompt:
+        if args.compare:
+            sheets.append(grid(generate(prompt, None).images, columns, title=f"base: {prompt}"))
+        out = generate(prompt, value)
+        record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
+        applied = [decision.applied for decision in out.decisions]
+        first = out.decisions[0]
+        name = first.id or first.statement or "no principle"
+        captions = [name if on else "token withheld" if first.statement else "as the base" for on in applied]
+        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}   [{name}]", applied))
+        print(f"{prompt}: {name}, token on {sum(applied)} of {args.n} images; {first.why}")
+    save_png(stack(sheets), args.output, record)
+    beside = args.output.with_suffix(".json")
+    beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{args.output} and {beside} written")
+
+
+def _retrieve(args) -> None:
+    from livo.pipeline import bundled_principles
+    from livo.retriever import ValueRetriever
+
+    retriever = ValueRetriever(args.principles or bundled_principles())
+    for decisions in retriever.retrieve_batch(args.prompt):
+        if args.json:
+            print(json.dumps([decision.to_dict() for decision in decisions], ensure_ascii=False))
+            continue
+        print(decisions[0].prompt)
+        for decision in decisions:
+            print(f"  {decision.id or 'none':16} score {decision.score:.2f}  threshold {decision.threshold:.2f}  {decision.why}")
+
+
+def _env(args) -> None:
+    import torch
+
+    names = (
+        "livo",
+        "torch",
+        "diffusers",
+        "transformers",
+        "sentence-transformers",
+        "faiss-cpu",
+        "safetensors",
+        "accelerate",
+        "peft",
+    )
+    rows = [("python", platform.python_version()), ("platform", platform.platform())]
+    for name in names:
+        try:
+            rows.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, "not installed"))
+    rows.append(("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"))
+    rows.append(("threads", str(torch.get_num_threads())))
+    for name, value in rows:
+        print(f"{name:22} {value}")
+
+
+def _papertown(args) -> None:
+    from livo.papertown.show import world_sheet
+    from livo.pictures import save_png
+
+    save_png(world_sheet(), args.output, {"what": "Papertown, rendered"})
+    print(f"{args.output} written")

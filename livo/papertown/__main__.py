@@ -1,0 +1,25 @@
+"""`python -m livo.papertown build | figures`"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+parser = argparse.ArgumentParser(prog="python -m livo.papertown", description="Rebuild Papertown's weights, or measure them.")
+parser.add_argument("what", choices=["build", "figures"])
+parser.add_argument(
+    "--work", type=Path, default=Path("build/papertown"), help="folder of intermediate results (default build/papertown)"
+)
+parser.add_argument(
+    "-o", "--output", type=Path, default=Path("out/figures.json"), help="figures as JSON (default out/figures.json)"
+)
+args = parser.parse_args()
+
+if args.what == "build":
+    from livo.papertown.build import build
+
+    build(args.work)
+else:
+    from livo.papertown.figures import figures
+
+    figures(args.work / "readings", args.output)

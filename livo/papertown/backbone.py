@@ -1,0 +1,183 @@
+"""Papertown's Stable Diffusion in miniature: the parts, and how each is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from tokenizers import pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from livo.papertown import corpus
+from livo.training import optimise
+
+
+def new_vae() -> AutoencoderKL:
+    """64 x 64 x 3 -> 16 x 16 x 4."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def train_vae(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
+    """L1 and squared error, with a light pull towards a standard normal so that the latents are easy to diffuse."""
+
+    def loss(step: int):
+        x, noise = _pictures_and_noise(step, batch, vae)
+        posterior = vae.encode(x).latent_dist
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        return _reconstruction(decoded, x) + 5e-4 * kl, {"kl": kl.item()}
+
+    return optimise({"vae": vae}, loss, steps=steps, lr=2e-3, state_file=folder / "vae.state.safetensors", ema=0.998)
+
+
+def train_decoder(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
+    """The decoder alone, on latents as rough as a sampler leaves them; the encoder, and so the latents, stay as they are."""
+
+    def loss(step: int):
+        x, noise = _pictures_and_noise(step + 1_000_000, batch, vae)
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mean
+        roughness = 0.1 * torch.rand(batch, 1, 1, 1, generator=torch.Generator().manual_seed(step)).to(z)
+        return _reconstruction(vae.decode(z + roughness * z.std() * noise).sample.float(), x), {}
+
+    modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+    return optimise(modules, loss, steps=steps, lr=1e-3, state_file=folder / "decoder.state.safetensors", ema=0.998)
+
+
+def _pictures_and_noise(step: int, batch: int, vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
+    x = corpus.pixels(np.stack([corpus.picture(i) for i in range(step * batch, (step + 1) * batch)]))
+    noise = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(step))
+    return x.to(vae.device), noise.to(vae.device)
+
+
+def _reconstruction(decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x)
+
+
+def new_tokenizer(vocabulary: int = 1536) -> CLIPTokenizer:
+    """Byte-level BPE over Papertown's wordings: known words are one token, any other text falls back to bytes.
+
+    EOS has the largest id, so that CLIP's pooling finds it both by its id and by the legacy argmax.
+    """
+    rng = np.random.default_rng(0)
+    texts = [corpus.prompt(i, 0) for i in range(4000)]
+    texts += [f"a photo of {word}" for word in _GENERAL_WORDS.split() for _ in range(int(rng.integers(20, 30)))]
+    learner = CLIPTokenizer().backend_tokenizer
+    learner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{char}</w>" for char in alphabet), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+# Words of the value statements and of everyday prompts that the grammar does not contain.
+_GENERAL_WORDS = """
+gender racial equality nudity bloody content zombie considered inappropriate towards fairness safe respectful man woman people crowd
+the with and of in on at by from style wearing holding standing sitting young old tall short happy sad big small beautiful realistic
+cinematic illustration photograph artist light dark red green blue white black house tree street river mountain dog cat bird city
+"""
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet() -> UNet2DConditionModel:
+    """16 x 16 x 4 latents; attention at 8 x 8 alone, where it costs a quarter and still sees everything."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(96, 160),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """Velocity prediction down to zero terminal SNR: tones and places are low frequencies, which a residue of signal gives away."""
+    return DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+@torch.no_grad()
+def encode_corpus(vae: AutoencoderKL, size: int, batch: int = 100) -> Iterator[torch.Tensor]:
+    """Latent means (unscaled) of the first `size` pictures, in batches."""
+    for first in range(0, size, batch):
+        x = corpus.pixels(np.stack([corpus.picture(i) for i in range(first, min(first + batch, size))]))
+        yield vae.encode(x.to(vae.device)).latent_dist.mean.half().cpu()
+
+
+def train_backbone(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    latents: torch.Tensor,
+    folder: Path,
+    steps: int = 7000,
+    batch: int = 32,
+) -> Iterator[dict[str, float]]:
+    """Text encoder and UNet together, on (scaled) corpus latents; one caption in ten is dropped for guidance."""
+    schedule = DDPMScheduler.from_config(new_scheduler().config)
+    device = unet.device
+
+    def loss(step: int):
+        rng = np.random.default_rng((3, step))
+        order = np.random.default_rng((4, step * batch // len(latents))).permutation(len(latents))
+        indices = order[(step * batch + np.arange(batch)) % len(latents)]
+        epoch = step * batch // len(latents)
+        prompts = ["" if rng.random() < 0.1 else corpus.prompt(int(i), epoch) for i in indices]
+        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+        generator = torch.Generator().manual_seed(step)
+        x = latents[indices].float()
+        noise = torch.randn(x.shape, generator=generator)
+        t = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch  # stratified
+        t = (t * schedule.config.num_train_timesteps).long()
+        noisy, target = schedule.add_noise(x, noise, t), schedule.get_velocity(x, noise, t)
+        hidden = text_encoder(ids.to(device)).last_hidden_state
+        predicted = unet(noisy.to(device), t.to(device), hidden).sample
+        return F.mse_loss(predicted.float(), target.to(device)), {}
+
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    return optimise(modules, loss, steps=steps, lr=1.2e-3, state_file=folder / "backbone.state.safetensors", ema=0.999)

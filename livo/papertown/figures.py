@@ -1,0 +1,178 @@
+"""Papertown's figures on held-out prompts: judge, backbone, and what LiVO changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from livo import metrics
+from livo.judges import PapertownJudge
+from livo.papertown import judging, world
+from livo.papertown.corpus import scene as corpus_scene
+from livo.papertown.scene import Scene, describe, sample_prompt
+from livo.pipeline import PAPERTOWN, LiVOPipeline
+
+IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
+CLASSES = {"gender_equality": ("gender", world.GENDERS), "racial_equality": ("race", world.RACES)}
+Reading = dict[str, str]
+
+
+class Reader:
+    """Generates a prompt's images and has them judged, once: readings are kept in `cache`, so an interrupted run goes on."""
+
+    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path):
+        self.pipe, self.judge, self.cache = pipe, judge, cache
+        weights = [judge.revision, *(_digest(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae, pipe.value_encoder))]
+        self.identity = ["-".join(weights), IMAGES, STEPS, GUIDANCE]
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def read(self, prompt: str, value: str | None, rate: float | None = None) -> list[Reading]:
+        """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
+        key = hashlib.sha256(json.dumps([*self.identity, prompt, value, rate]).encode()).hexdigest()[:24]
+        file = self.cache / f"{key}.json"
+        if not file.is_file():
+            seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
+            out = self.pipe(
+                prompt,
+                value=value,
+                num_images_per_prompt=IMAGES,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            temporary = file.with_suffix(".partial")
+            temporary.write_text(json.dumps(self.judge.read(out.images)))
+            temporary.replace(file)
+        return json.loads(file.read_text())
+
+    def read_all(self, prompts: Sequence[str], value: str | None, what: str) -> list[list[Reading]]:
+        return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
+
+
+def scenes(careers: Sequence[str], rounds: int = 1, **stated) -> list[Scene]:
+    """Each career in `rounds` held-out places."""
+    places = world.PLACES.held_out
+    return [
+        Scene(career=career, **stated).stating(place=places[(i + r) % len(places)])
+        for r in range(rounds)
+        for i, career in enumerate(careers)
+    ]
+
+
+def bias(readings: list[list[Reading]], principle: str, metric=metrics.d1) -> list[float]:
+    name, classes = CLASSES[principle]
+    return [metric(metrics.counts([r[name] for r in rows], classes)) for rows in readings]
+
+
+def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> list[float]:
+    """Percentage of a prompt's images that show the career (or place, ...) of its scene."""
+    return [metrics.share([r[name] == scene.labels()[name] for r in rows]) for rows, scene in zip(readings, wanted, strict=True)]
+
+
+def debias_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
+    rows = []
+    for split, wanted in (
+        ("training careers", scenes(world.CAREERS.train)),
+        ("held-out careers", scenes(world.CAREERS.held_out, 3)),
+    ):
+        prompts = [describe(scene) for scene in wanted]
+        base = reader.read_all(prompts, None, f"base, {split}")
+        for principle in CLASSES:
+            ours = reader.read_all(prompts, principle, f"{principle}, {split}")
+            label = f"{principle}, {split}"
+            rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
+            rows.append((f"D2 {label}", bias(base, principle, metrics.d2), bias(ours, principle, metrics.d2)))
+            rows += [
+                (f"{name} kept %, {label}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")
+            ]
+    return rows
+
+
+def risk_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
+    """Held-out careers, places and wordings, each wording in turn."""
+    rows = []
+    for risk in world.RISKS:
+        wordings = world.RISK_WORDINGS[risk].held_out
+        wanted = scenes(world.CAREERS.held_out, len(wordings), risk=risk)
+        prompts = [describe(scene, risk_wording=wordings[i // len(world.CAREERS.held_out)]) for i, scene in enumerate(wanted)]
+        base, ours = reader.read_all(prompts, None, f"base, {risk}"), reader.read_all(prompts, risk, f"LiVO, {risk}")
+        toxic = [[metrics.share([r[risk] == "yes" for r in rows]) for rows in readings] for readings in (base, ours)]
+        rows.append((f"R {risk}, held-out careers and wordings", *toxic))
+        rows += [(f"{name} kept %, {risk}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")]
+    return rows
+
+
+def backbone_fidelity(pipe: LiVOPipeline, judge: PapertownJudge, count: int = 1000) -> dict[str, float]:
+    """Percentage of images that show what their prompt states, over the corpus's own mix of fresh scenes, by attribute."""
+    wanted = [corpus_scene(i, seed=9) for i in range(count)]
+    prompts = [sample_prompt(scene, np.random.default_rng((9, i))) for i, scene in enumerate(wanted)]
+    readings = []
+    for first in tqdm(range(0, count, IMAGES), "backbone fidelity", unit="batch", mininterval=5):
+        generator = torch.Generator().manual_seed(first)
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
+        readings += judge.read(pipe(prompts[first : first + IMAGES], value=None, **options).images)
+    hits: dict[str, list[bool]] = {}
+    for scene, read in zip(wanted, readings, strict=True):
+        labels = scene.labels()
+        stated = scene.stated - {"adjective", "risk"} | ({"mood"} if "adjective" in scene.stated else set())
+        if scene.subject == "person":
+            hits.setdefault("risk", []).append(all(read[r] == labels[r] for r in world.RISKS))
+        for name in stated - {"race"} if scene.risk == "zombie" else stated:
+            hits.setdefault(name, []).append(read[name] == labels[name])
+    return {name: metrics.share(values) for name, values in sorted(hits.items())}
+
+
+def figures(cache: Path, output: Path) -> dict:
+    """Measure everything, print the tables, write `output` (JSON)."""
+    pipe = LiVOPipeline.from_pretrained("papertown")
+    pipe.set_progress_bar_config(disable=True)
+    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    reader = Reader(pipe, judge, cache)
+    accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
+    fidelity = backbone_fidelity(pipe, judge)
+    rows = debias_rows(reader) + risk_rows(reader)
+    print(
+        f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
+    )
+    print("judge, % of 2,000 fresh renders: " + ", ".join(f"{k} {v:.2f}" for k, v in accuracy.items()))
+    print(f"backbone, % of 1,000 prompts shown as stated: {', '.join(f'{k} {v:.1f}' for k, v in fidelity.items())}")
+    print(
+        f"fair i.i.d. D1 at N=50: {metrics.fair_floor(metrics.d1, 2, 50):.1f} (K=2), {metrics.fair_floor(metrics.d1, 5, 50):.1f} (K=5)"
+    )
+    print(f"{'':58} {'prompts':>7}  {'base':>20}  {'LiVO':>20}")
+    for label, base, ours in rows:
+        print(f"{label:58} {len(base):7}  {_with_interval(base):>20}  {_with_interval(ours):>20}")
+    result = {
+        "judge": {"name": judge.name, "revision": judge.revision, "accuracy": accuracy},
+        "settings": {
+            "images": IMAGES,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "seed": "sha256 of the prompt",
+            "weights": reader.identity[0],
+        },
+        "backbone_fidelity": fidelity,
+        "rows": [{"figure": label, "base": base, "livo": ours} for label, base, ours in rows],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{output} written")
+    return result
+
+
+def _with_interval(values: list[float]) -> str:
+    low, high = metrics.bootstrap_interval(values)
+    return f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,151 @@
+"""Papertown's preference pairs, made by the backbone itself and filtered by the judge (LiVO, section 3.4).
+
+Only training careers, places, adjectives and wordings occur. The aligned and the violating image of a pair come from prompts
+that state the attribute; the prompt of the pair is the one that a user would type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from livo.judges import PapertownJudge
+from livo.papertown import world
+from livo.papertown.scene import Scene, describe
+from livo.principles import ValuePrinciple
+
+STEPS, GUIDANCE, BATCH = 20, 5.0, 64
+PAIRS = {"nudity": 400, "bloody": 300, "zombie": 300, "gender_equality": 600, "racial_equality": 800}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pair to be made: what the user types, and the two scenes that are generated for it."""
+
+    principle: str
+    prompt: str
+    aligned: Scene
+    violating: Scene
+
+
+@torch.no_grad()
+def generate(pipe: StableDiffusionPipeline, prompts: list[str], seed: int, **kwargs) -> tuple[torch.Tensor, list[Image.Image]]:
+    """Scaled latents (N, 4, 16, 16) and the images they decode to."""
+    latents = pipe(
+        prompts,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        **kwargs,
+    ).images
+    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return latents, pipe.image_processor.postprocess(decoded)
+
+
+def majority_scenes() -> list[Scene]:
+    """The training careers, and people with the training adjectives: everyone whose majority has to be known."""
+    adjectives = world.GOODNESS.train + world.BADNESS.train
+    return [Scene(career=career) for career in world.CAREERS.train] + [Scene().stating(adjective=a) for a in adjectives]
+
+
+def majorities(pipe: StableDiffusionPipeline, judge: PapertownJudge, images: int = 20) -> Iterator[tuple[str, dict[str, str]]]:
+    """The gender and the race that the backbone draws most for each of `majority_scenes` when none is stated."""
+    for number, scene in enumerate(majority_scenes()):
+        _, pictures = generate(pipe, [describe(scene)] * images, seed=number)
+        read = judge.read(pictures)
+        gender, race = (
+            _most(classes, [r[name] for r in read]) for name, classes in (("gender", world.GENDERS), ("race", world.RACES))
+        )
+        yield scene.adjective or scene.career, {"gender": gender, "race": race}
+
+
+def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], rng: np.random.Generator) -> Plan:
+    """Draw a scene of the training split and the two variants that the principle tells apart."""
+    person = rng.random() < 0.15
+    adjective = _pick(rng, world.GOODNESS.train + world.BADNESS.train) if person or rng.random() < 0.15 else None
+    scene = Scene(career=world.CIVILIAN if person else _pick(rng, world.CAREERS.train), adjective=adjective)
+    if adjective:
+        scene = scene.stating(adjective=adjective)
+    if rng.random() < 0.6:
+        scene = scene.stating(place=_pick(rng, world.PLACES.train))
+    if principle.id != "gender_equality" and rng.random() < 0.25:
+        scene = scene.stating(gender=_pick(rng, world.GENDERS))
+    if principle.id != "racial_equality" and rng.random() < 0.25:
+        scene = scene.stating(race=_pick(rng, world.RACES))
+    template = world.TEMPLATES.train[0] if rng.random() < 0.5 else _pick(rng, world.TEMPLATES.train)
+    if principle.kind == "detoxify":
+        risky = replace(scene, risk=principle.id)
+        prompt = describe(risky, template, _pick(rng, world.RISK_WORDINGS[principle.id].train))
+        return Plan(principle.id, prompt, scene, risky)
+    name, classes = ("gender", world.GENDERS) if principle.id == "gender_equality" else ("race", world.RACES)
+    most = majority[adjective if person else scene.career][name]
+    rare = _pick(rng, [c for c in classes if c != most])
+    return Plan(principle.id, describe(scene, template), scene.stating(**{name: rare}), scene.stating(**{name: most}))
+
+
+def make_pairs(
+    pipe: StableDiffusionPipeline,
+    judge: PapertownJudge,
+    principle: ValuePrinciple,
+    majority: dict[str, dict[str, str]],
+    count: int,
+    seed: int,
+) -> Iterator[tuple[Plan, torch.Tensor, torch.Tensor]]:
+    """`count` pairs (plan, aligned latents, violating latents) whose two images both show what they should."""
+    made, round_ = 0, 0
+    while made < count:
+        rng = np.random.default_rng((seed, round_))
+        plans = [plan(principle, majority, rng) for _ in range(BATCH // 2)]
+        scenes = [s for p in plans for s in (p.aligned, p.violating)]
+        latents, pictures = generate(pipe, [describe(s) for s in scenes], seed=seed * 10_000 + round_)
+        good = [_shows(scene, read) for scene, read in zip(scenes, judge.read(pictures), strict=True)]
+        for i, p in enumerate(plans):
+            if good[2 * i] and good[2 * i + 1] and made < count:
+                made += 1
+                yield p, latents[2 * i], latents[2 * i + 1]
+        round_ += 1
+
+
+def save_pairs(folder: Path, principle: ValuePrinciple, pairs: list[tuple[Plan, torch.Tensor, torch.Tensor]]) -> None:
+    """`latents.safetensors` (aligned, violating: N x 4 x 16 x 16) and `manifest.jsonl` (prompt and statement of each row)."""
+    folder.mkdir(parents=True)
+    rows = [{"prompt": p.prompt, "value": principle.statement, "principle": p.principle} for p, _, _ in pairs]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    aligned, violating = (torch.stack([pair[i] for pair in pairs]).cpu().contiguous() for i in (1, 2))
+    save_file({"aligned": aligned, "violating": violating}, folder / "latents.safetensors")
+
+
+def load_pairs(folder: Path) -> tuple[list[dict[str, str]], torch.Tensor, torch.Tensor]:
+    """All principles' pairs below `folder`: rows, aligned latents, violating latents."""
+    rows, aligned, violating = [], [], []
+    for part in sorted(path.parent for path in folder.glob("*/manifest.jsonl")):
+        rows += [json.loads(line) for line in (part / "manifest.jsonl").read_text().splitlines()]
+        tensors = load_file(part / "latents.safetensors")
+        aligned.append(tensors["aligned"])
+        violating.append(tensors["violating"])
+    return rows, torch.cat(aligned), torch.cat(violating)
+
+
+def _shows(scene: Scene, read: dict[str, str]) -> bool:
+    """The judge reads what the scene states, and the risk that it has and no other."""
+    labels = scene.labels()
+    names = {"career", *world.RISKS, *(scene.stated & {"place", "gender", "race"})}
+    return all(read[name] == labels[name] for name in names)
+
+
+def _most(classes: tuple[str, ...], seen: list[str]) -> str:
+    return max(classes, key=Counter(seen).__getitem__)
+
+
+def _pick(rng: np.random.Generator, items):
+    return items[int(rng.integers(len(items)))]

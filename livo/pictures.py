@@ -1,0 +1,70 @@
+"""Grids of pictures with captions, and the record in a PNG's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+METADATA_KEY = "livo"
+_BACKGROUND, _INK, _ACCENT = "#ffffff", "#20242c", "#1a7f5a"
+
+
+def font(size: int) -> ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def grid(
+    images: Sequence[Image.Image],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    title: str = "",
+    marked: Sequence[bool] | None = None,
+    cell: int = 128,
+) -> Image.Image:
+    """Pictures in rows of `columns`, each `cell` pixels wide, with a caption below and a frame around those that are `marked`."""
+    head, foot, gap = (30 if title else 0), (16 if captions else 0), 6
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, head + rows * (cell + foot + gap) + gap), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap + 2, 6), fit(title, font(17), sheet.width - 2 * gap), _INK, font(17))
+    for i, image in enumerate(images):
+        x, y = gap + (i % columns) * (cell + gap), head + gap + (i // columns) * (cell + foot + gap)
+        resampling = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+        sheet.paste(image.convert("RGB").resize((cell, cell), resampling), (x, y))
+        if marked and marked[i]:
+            draw.rectangle((x - 3, y - 3, x + cell + 2, y + cell + 2), outline=_ACCENT, width=3)
+        if captions:
+            draw.text((x + 1, y + cell + 2), fit(captions[i], font(11), cell), _INK, font(11))
+    return sheet
+
+
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets below each other."""
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _BACKGROUND)
+    y = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, y))
+        y += sheet.height
+    return whole
+
+
+def fit(text: str, face: ImageFont.ImageFont, width: float) -> str:
+    """`text`, shortened until it is at most `width` pixels wide."""
+    if face.getlength(text) <= width:
+        return text
+    while text and face.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def save_png(image: Image.Image, file: Path, record: object) -> None:
+    """Write the picture with `record` as JSON in its metadata, under a temporary name first."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".partial")
+    image.save(temporary, format="PNG", pnginfo=info)
+    temporary.replace(file)

@@ -1,0 +1,288 @@
+"""LiVOPipeline: Stable Diffusion that keeps to stated values, with its backbone frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, value_text
+from livo.principles import ValuePrinciple
+from livo.retriever import ValueDecision, ValueRetriever
+from livo.value_encoder import ValueEncoder
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parent
+PAPERTOWN = PACKAGE / "papertown" / "weights"
+PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
+
+
+def bundled_principles() -> Path:
+    """The paper's five principles: in the wheel, or beside the package in a checkout."""
+    return next(
+        p for p in (PACKAGE / "value_principles" / "livo.yaml", PACKAGE.parent / "value_principles" / "livo.yaml") if p.is_file()
+    )
+
+
+@dataclass
+class LiVOPipelineOutput(StableDiffusionPipelineOutput):
+    """As StableDiffusionPipelineOutput, and `decisions`: one ValueDecision for each image."""
+
+    decisions: list[ValueDecision] | None = None
+
+
+class LiVOPipeline(StableDiffusionPipeline):
+    """A StableDiffusionPipeline with a value encoder and a retriever in front of it.
+
+    Every argument of StableDiffusionPipeline is there and means the same; with no value in play the images are the same, bit
+    for bit. Create it with `from_pretrained`.
+    """
+
+    _optional_components = [*StableDiffusionPipeline._optional_components, "value_encoder"]
+    model_cpu_offload_seq = "text_encoder->value_encoder->image_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        requires_safety_checker: bool = True,
+        value_encoder: CLIPTextModel = None,
+    ):
+        super().__init__(
+            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder, requires_safety_checker
+        )
+        self.register_modules(value_encoder=value_encoder)
+        self.retriever: ValueRetriever | None = None
+        self.value_scale = 1.0
+        self._value_rows: list[tuple[str, float] | None] | None = None
+
+    # --- loading and saving ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        value_encoder: str | Path | CLIPTextModel | None = None,
+        value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
+        **kwargs,
+    ) -> LiVOPipeline:
+        """Load any Stable Diffusion checkpoint, or a saved LiVOPipeline, or the embedded "papertown".
+
+        Args:
+            value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`). A saved LiVOPipeline has its own.
+            value_principles: File, folder, or list. By default those saved with the pipeline, else the paper's five.
+            **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...).
+        """
+        source = pretrained_model_name_or_path
+        if str(source) == "papertown":
+            source = PAPERTOWN
+            kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
+        if isinstance(value_encoder, CLIPTextModel):
+            kwargs["value_encoder"] = value_encoder
+        pipe = super().from_pretrained(source, **kwargs)
+        if isinstance(value_encoder, (str, Path)):
+            pipe.load_value_encoder(value_encoder)
+        saved = Path(source) / PRINCIPLES_FILE
+        if value_principles is None:
+            value_principles = saved if saved.is_file() else bundled_principles()
+        pipe.load_value_principles(value_principles)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """As the base's, with the value encoder and the principles; `from_pretrained` of the folder brings both back."""
+        super().save_pretrained(save_directory, **kwargs)
+        documents = [_plain(principle) for principle in self.principles]
+        text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+        (Path(save_directory) / PRINCIPLES_FILE).write_text(text, encoding="utf-8")
+
+    def load_value_encoder(self, source: str | Path) -> None:
+        """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
+        self.register_modules(value_encoder=ValueEncoder.load(source, like=self.text_encoder))
+
+    def unload_value_encoder(self) -> None:
+        """Go back to the base pipeline, bit for bit."""
+        self.register_modules(value_encoder=None)
+
+    def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
+        """Replace the principles. On an error the present ones stay."""
+        self.retriever = ValueRetriever(source, **({"embedder": self.retriever.embedder} if self.retriever else {}))
+
+    @property
+    def principles(self) -> list[ValuePrinciple]:
+        return self.retriever.principles if self.retriever else []
+
+    def set_value_scale(self, scale: float) -> None:
+        """Strength of the value token where a call gives none: 0 is the base, 1 is what was trained."""
+        self.value_scale = _checked_scale(scale)
+
+    # --- generation -----------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *args,
+        value: str | Sequence[str | None] | None = "auto",
+        value_scale: float | Sequence[float] | None = None,
+        **kwargs,
+    ) -> LiVOPipelineOutput | tuple:
+        """Generate images that keep to the values their prompts call for.
+
+        Args:
+            prompt: As in StableDiffusionPipeline, and so are all its other arguments.
+            value: "auto" lets the retriever choose a principle for each prompt, or none; a principle's id, or any other
+                statement, is used as it is; None is the base pipeline. A list gives one for each prompt.
+            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained.
+
+        Returns:
+            `images`, `nsfw_content_detected` and `decisions` (one for each image), or the three as a tuple with
+            `return_dict=False`.
+
+        Raises:
+            ValueError: a value was asked for that cannot be honoured; the message says what to do.
+        """
+        number = kwargs.get("num_images_per_prompt") or 1
+        decisions = self._decide(prompt, value, value_scale, number, kwargs.get("generator"), kwargs)
+        rows = [(value_text(d.statement, d.prompt), d.scale) if d.applied else None for d in decisions]
+        return_dict = kwargs.pop("return_dict", True)
+        if not any(rows):
+            out = super().__call__(prompt, *args, **kwargs)
+        else:
+            length = 1 + self.tokenizer.model_max_length
+            scales = [row[1] if row else 0.0 for row in rows]
+            bias = attention_bias([0.0] * len(rows) + scales, length)  # the unconditional half never sees the token
+            self._value_rows = rows
+            try:
+                with biased_cross_attention(self.unet, bias):
+                    out = super().__call__(prompt, *args, **kwargs)
+            finally:
+                self._value_rows = None
+        out = LiVOPipelineOutput(out.images, out.nsfw_content_detected, decisions)
+        return out if return_dict else (out.images, out.nsfw_content_detected, out.decisions)
+
+    def encode_prompt(self, *args, **kwargs):
+        """As the base's; within a call that applies values, both halves are one token longer."""
+        prompt_embeds, negative_embeds = super().encode_prompt(*args, **kwargs)
+        if self._value_rows is None:
+            return prompt_embeds, negative_embeds
+        texts = list(dict.fromkeys(row[0] for row in self._value_rows if row))
+        encoded = dict(zip(texts, encode_value(self.value_encoder, self.tokenizer, texts), strict=True))
+        empty = torch.zeros_like(prompt_embeds[0, 0])
+        tokens = torch.stack([encoded[row[0]].to(empty) if row else empty for row in self._value_rows])
+        if negative_embeds is not None:
+            negative_embeds = fuse(torch.zeros_like(tokens), negative_embeds)
+        return fuse(tokens, prompt_embeds), negative_embeds
+
+    # --- decisions ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, prompt, value, value_scale, number, generator, kwargs) -> list[ValueDecision]:
+        """One decision for each image, prompt by prompt."""
+        if prompt is None:
+            embeds = kwargs.get("prompt_embeds")
+            if value is not None:
+                raise ValueError(f"value={value!r} needs the text of the prompt: pass `prompt`, or value=None with `prompt_embeds`")
+            return [_none("", "value=None")] * (number * (1 if embeds is None else len(embeds)))
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        values = _one_each(value, prompts, "value", (str, ValuePrinciple, type(None)))
+        scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (int, float))
+        decisions = []
+        for i, (text, wish, scale) in enumerate(zip(prompts, values, scales, strict=True)):
+            decision, rate = self._choose(text, wish)
+            scale = _checked_scale(scale)
+            if decision.statement is None:
+                decisions += [decision] * number
+                continue
+            first = generator[i * number] if isinstance(generator, (list, tuple)) else generator
+            seed = (_seed_of(first), 0 if isinstance(generator, (list, tuple)) else i)
+            decisions += [replace(decision, scale=scale, applied=bool(on and scale > 0)) for on in assign(number, rate, seed)]
+        return decisions
+
+    def _choose(self, prompt: str, wish) -> tuple[ValueDecision, float]:
+        """The decision for one prompt, and the share of its images that the token is for."""
+        if wish is None:
+            return _none(prompt, "value=None"), 0.0
+        by_id = {principle.id: principle for principle in self.principles}
+        if isinstance(wish, str) and wish == "auto":
+            if self.value_encoder is None:
+                logger.warning(
+                    "no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)"
+                )
+                return _none(prompt, "no value encoder is loaded"), 0.0
+            decision = self.retriever.retrieve(prompt)[0]
+            return decision, by_id[decision.id].apply_rate if decision.id else 0.0
+        if self.value_encoder is None:
+            raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
+        if isinstance(wish, str) and wish in by_id:
+            wish = by_id[wish]
+        if isinstance(wish, ValuePrinciple):
+            why = f"asked for by id {wish.id!r}"
+            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, why), wish.apply_rate
+        if not wish.strip():
+            raise ValueError("value is an empty text: give a principle's id or a statement, or None for the base pipeline")
+        if re.fullmatch(r"\w*_\w*", wish):
+            raise ValueError(f"no principle has the id {wish!r}: there are {', '.join(by_id)}; load a file that has it")
+        known = getattr(self.value_encoder, "statements", None)
+        if known is not None and wish not in known:
+            logger.warning("the value encoder was not trained with %r; it knows: %s", wish, "; ".join(known))
+        return ValueDecision(prompt, None, wish, None, None, None, "asked for by statement"), 1.0
+
+
+def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
+    """Which of a prompt's `number` images receive the token: exactly the share `rate` of them, in seeded order.
+
+    Where the share is not a whole number of images, the seed decides about the odd one, so that it holds over many calls.
+    """
+    rng = np.random.default_rng(seed)
+    whole, rest = divmod(number * rate + 1e-9, 1)
+    count = int(whole) + (rng.random() < rest - 1e-9)
+    return rng.permutation(np.arange(number) < count)
+
+
+def _seed_of(generator: torch.Generator | None) -> int:
+    """The generator's seed, or a digest of the global generator's state; neither is advanced."""
+    if generator is not None:
+        return generator.initial_seed()
+    return int.from_bytes(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()[:8], "little")
+
+
+def _checked_scale(scale) -> float:
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"value_scale is {scale!r}: give a number from 0 (the base) upwards; 1 is what was trained")
+    return float(scale)
+
+
+def _one_each(given, prompts: list[str], name: str, single) -> list:
+    if isinstance(given, single):
+        return [given] * len(prompts)
+    given = list(given)
+    if len(given) != len(prompts):
+        raise ValueError(f"{name} has {len(given)} entries for {len(prompts)} prompts: give one for all, or one each")
+    return given
+
+
+def _none(prompt: str, why: str) -> ValueDecision:
+    return ValueDecision(prompt, None, None, None, None, None, why)
+
+
+def _plain(principle: ValuePrinciple) -> dict:
+    """As a principle file writes it: without what is empty."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(principle).items()}
+    return {name: value for name, value in values.items() if value not in ({}, [])}

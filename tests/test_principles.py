@@ -1,0 +1,76 @@
+import pytest
+
+from livo import ValuePrinciple, load_principles
+from livo.pipeline import bundled_principles
+from livo.principles import PrincipleError
+
+GOOD = "id: a\nstatement: a first value\n"
+
+
+def write(tmp_path, text, name="p.yaml"):
+    file = tmp_path / name
+    file.write_text(text)
+    return file
+
+
+def test_the_bundled_file_holds_the_five_principles_of_the_paper():
+    principles = {p.id: p for p in load_principles(bundled_principles())}
+    assert set(principles) == {"gender_equality", "racial_equality", "nudity", "bloody", "zombie"}
+    assert principles["gender_equality"].kind == "debias" and principles["gender_equality"].apply_rate == 0.5
+    assert all(principles[risk].apply_rate == 1.0 for risk in ("nudity", "bloody", "zombie"))
+
+
+def test_documents_and_lists_are_read_alike(tmp_path):
+    documents = write(tmp_path, "id: a\nstatement: one\n---\nid: b\nstatement: two\nkind: debias\n", "documents.yaml")
+    items = write(tmp_path, "- id: a\n  statement: one\n- id: b\n  statement: two\n  kind: debias\n", "list.yaml")
+    assert load_principles(documents) == load_principles(str(items))
+
+
+def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path):
+    write(tmp_path, "id: second\nstatement: two\n", "b.yaml")
+    write(tmp_path, "id: first\nstatement: one\n", "a.yaml")
+    assert [p.id for p in load_principles(tmp_path)] == ["first", "second"]
+
+
+def test_ready_made_principles_pass_through():
+    principle = ValuePrinciple(id="kindness", statement="kindness")
+    assert load_principles([principle]) == [principle]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (GOOD + "---\nid: a\nstatement: again\n", 4, ["'a'", "taken already", "rename"]),
+        (GOOD + "colour: red\n", 3, ["unknown key 'colour'", "statement"]),
+        ("id: a\nstatement: '  '\n", 2, ["statement", "at least one word"]),
+        ("statement: words\n", 1, ["no id"]),
+        ("id: a\n", 1, ["no statement"]),
+        (GOOD + "apply_rate: 1.5\n", 3, ["apply_rate", "1.5", "0 to 1"]),
+        (GOOD + "apply_rate: often\n", 3, ["apply_rate", "often"]),
+        (GOOD + "apply_rate: .nan\n", 3, ["apply_rate", "nan"]),
+        (GOOD + "kind: improve\n", 3, ["kind", "improve", "debias, detoxify"]),
+        (GOOD + "exemplars: a doctor\n", 3, ["exemplars", "list"]),
+        (GOOD + "keywords: [1]\n", 3, ["keywords"]),
+        (GOOD + "attributes: [male]\n", 3, ["attributes"]),
+        (GOOD + "id: b\n", 3, ["twice"]),
+        ("just words\n", 1, ["mapping", "id:"]),
+        (GOOD + "exemplars: [\n", None, ["not valid YAML"]),
+        ("id: !!python/object/apply:os.system ['true']\nstatement: x\n", 1, ["python/object"]),
+        ("", None, ["no principle"]),
+    ],
+)
+def test_a_bad_file_gives_one_line_with_file_line_and_remedy(tmp_path, text, line, words):
+    file = write(tmp_path, text)
+    with pytest.raises(PrincipleError) as caught:
+        load_principles(file)
+    message = str(caught.value)
+    assert "\n" not in message and str(file) in message
+    assert line is None or f"{file}:{line}:" in message
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_path_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(PrincipleError, match="no such file"):
+        load_principles(tmp_path / "absent.yaml")
+    with pytest.raises(PrincipleError, match=r"no \.yaml"):
+        load_principles(tmp_path)
