@@ -1,10 +1,22 @@
 """LiVO: keep a text-to-image model to stated values, with its backbone frozen."""
 
-from livo.pipeline import LiVOPipeline
-from livo.principles import ValuePrinciple, load_principles
-from livo.retriever import ValueDecision, ValueRetriever
-from livo.value_encoder import ValueEncoder
+from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = ["LiVOPipeline", "ValueDecision", "ValueEncoder", "ValuePrinciple", "ValueRetriever", "load_principles"]
+_HOMES = {
+    "LiVOPipeline": "livo.pipeline",
+    "ValueDecision": "livo.retriever",
+    "ValueEncoder": "livo.value_encoder",
+    "ValuePrinciple": "livo.principles",
+    "ValueRetriever": "livo.retriever",
+    "load_principles": "livo.principles",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Public names are imported when they are first used, so that `livo --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'livo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ class CommandError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints about torchvision and progress bars are not for our users
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         args.run(args)
     except (CommandError, ValueError, OSError) as error:
@@ -86,6 +89,7 @@ def _generate(args) -> None:
         raise CommandError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
     import torch
 
+    from livo.files import replacing
     from livo.pictures import grid, save_png, stack
     from livo.pipeline import LiVOPipeline
 
@@ -107,26 +111,29 @@ def _generate(args) -> None:
         )
 
     sheets, record = [], []
-    columns = min(args.n, 8)
+    columns = min(args.n, 10)
     for prompt in args.prompt:
+        out = generate(prompt, value)
+        first = out.decisions[0]
+        name = first.id or first.statement
+        applied = [decision.applied for decision in out.decisions]
         if args.compare:
             sheets.append(grid(generate(prompt, None).images, columns, title=f"base: {prompt}"))
-        out = generate(prompt, value)
+        captions = [name if on else "without the token" if name else "as the base" for on in applied]
+        sheets.append(
+            grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{name or 'no principle'}: {first.why}")
+        )
         record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
-        applied = [decision.applied for decision in out.decisions]
-        first = out.decisions[0]
-        name = first.id or first.statement or "no principle"
-        captions = [name if on else "token withheld" if first.statement else "as the base" for on in applied]
-        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}   [{name}]", applied))
-        print(f"{prompt}: {name}, token on {sum(applied)} of {args.n} images; {first.why}")
+        print(f"{prompt}: {name or 'no principle'}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_png(stack(sheets), args.output, record)
     beside = args.output.with_suffix(".json")
-    beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(beside) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{args.output} and {beside} written")
 
 
 def _retrieve(args) -> None:
-    from livo.pipeline import bundled_principles
+    from livo.principles import bundled_principles
     from livo.retriever import ValueRetriever
 
     retriever = ValueRetriever(args.principles or bundled_principles())

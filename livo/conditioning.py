@@ -60,14 +60,16 @@ def attention_bias(scales: Sequence[float], length: int) -> torch.Tensor:
 def biased_cross_attention(unet: nn.Module, bias: torch.Tensor) -> Iterator[None]:
     """Within this context every cross-attention of `unet` adds `bias` to its scores; afterwards the UNet is as it was.
 
-    Hooks do it because neither diffusers' pipelines nor its UNet pass a fractional bias on to attention.
+    `bias` (N, 1, length) is for the largest batch; a smaller one takes the last rows, so the unconditional half, which comes
+    first where there is one, may be absent. Hooks do it because neither diffusers' pipelines nor its UNet pass a fractional
+    bias on to attention.
     """
 
     def add_bias(module, args, kwargs):
         if kwargs.get("encoder_hidden_states") is None:
             return None
         queries = kwargs.get("hidden_states", args[0] if args else None)
-        return args, kwargs | {"attention_mask": bias.to(queries)}
+        return args, kwargs | {"attention_mask": bias[-len(queries) :].to(queries)}
 
     layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
     hooks = [layer.register_forward_pre_hook(add_bias, with_kwargs=True) for layer in layers]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from livo.files import replacing
+
 METADATA_KEY = "livo"
 _BACKGROUND, _INK, _ACCENT = "#ffffff", "#20242c", "#1a7f5a"
 
@@ -22,14 +24,17 @@ def grid(
     captions: Sequence[str] | None = None,
     title: str = "",
     marked: Sequence[bool] | None = None,
+    note: str = "",
     cell: int = 128,
 ) -> Image.Image:
-    """Pictures in rows of `columns`, each `cell` pixels wide, with a caption below and a frame around those that are `marked`."""
-    head, foot, gap = (30 if title else 0), (16 if captions else 0), 6
+    """Pictures in rows of `columns`, each `cell` pixels wide, under a title and a note, with a caption below each and a frame
+    around those that are `marked`."""
+    head, foot, gap = (28 if title else 0) + (18 if note else 0), (16 if captions else 0), 6
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (cell + gap) + gap, head + rows * (cell + foot + gap) + gap), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap + 2, 6), fit(title, font(17), sheet.width - 2 * gap), _INK, font(17))
+    draw.text((gap + 2, 29), fit(note, font(12), sheet.width - 2 * gap), _ACCENT, font(12))
     for i, image in enumerate(images):
         x, y = gap + (i % columns) * (cell + gap), head + gap + (i // columns) * (cell + foot + gap)
         resampling = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
@@ -64,7 +69,5 @@ def save_png(image: Image.Image, file: Path, record: object) -> None:
     """Write the picture with `record` as JSON in its metadata, under a temporary name first."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".partial")
-    image.save(temporary, format="PNG", pnginfo=info)
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)

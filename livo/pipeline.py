@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,15 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, value_text
-from livo.principles import ValuePrinciple
+from livo.files import replacing
+from livo.principles import ValuePrinciple, bundled_principles
 from livo.retriever import ValueDecision, ValueRetriever
 from livo.value_encoder import ValueEncoder
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).parent
-PAPERTOWN = PACKAGE / "papertown" / "weights"
+PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
-
-
-def bundled_principles() -> Path:
-    """The paper's five principles: in the wheel, or beside the package in a checkout."""
-    return next(
-        p for p in (PACKAGE / "value_principles" / "livo.yaml", PACKAGE.parent / "value_principles" / "livo.yaml") if p.is_file()
-    )
 
 
 @dataclass
@@ -112,7 +106,8 @@ class LiVOPipeline(StableDiffusionPipeline):
         super().save_pretrained(save_directory, **kwargs)
         documents = [_plain(principle) for principle in self.principles]
         text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-        (Path(save_directory) / PRINCIPLES_FILE).write_text(text, encoding="utf-8")
+        with replacing(Path(save_directory) / PRINCIPLES_FILE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def load_value_encoder(self, source: str | Path) -> None:
         """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
@@ -159,20 +154,21 @@ class LiVOPipeline(StableDiffusionPipeline):
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
-        number = kwargs.get("num_images_per_prompt") or 1
-        decisions = self._decide(prompt, value, value_scale, number, kwargs.get("generator"), kwargs)
+        call = signature(super().__call__).bind(prompt, *args, **kwargs)
+        return_dict = call.arguments.get("return_dict", True)
+        call.arguments["return_dict"] = True
+        decisions = self._decide(prompt, value, value_scale, call.arguments)
         rows = [(value_text(d.statement, d.prompt), d.scale) if d.applied else None for d in decisions]
-        return_dict = kwargs.pop("return_dict", True)
         if not any(rows):
-            out = super().__call__(prompt, *args, **kwargs)
+            out = super().__call__(*call.args, **call.kwargs)
         else:
-            length = 1 + self.tokenizer.model_max_length
             scales = [row[1] if row else 0.0 for row in rows]
-            bias = attention_bias([0.0] * len(rows) + scales, length)  # the unconditional half never sees the token
+            unconditional = [0.0] * len(rows)  # never sees the token
+            bias = attention_bias(unconditional + scales, 1 + self.tokenizer.model_max_length)
             self._value_rows = rows
             try:
                 with biased_cross_attention(self.unet, bias):
-                    out = super().__call__(prompt, *args, **kwargs)
+                    out = super().__call__(*call.args, **call.kwargs)
             finally:
                 self._value_rows = None
         out = LiVOPipelineOutput(out.images, out.nsfw_content_detected, decisions)
@@ -193,48 +189,49 @@ class LiVOPipeline(StableDiffusionPipeline):
 
     # --- decisions ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, prompt, value, value_scale, number, generator, kwargs) -> list[ValueDecision]:
-        """One decision for each image, prompt by prompt."""
+    def _decide(self, prompt, value, value_scale, given: dict) -> list[ValueDecision]:
+        """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
+        number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
         if prompt is None:
-            embeds = kwargs.get("prompt_embeds")
+            embeds = given.get("prompt_embeds")
             if value is not None:
                 raise ValueError(f"value={value!r} needs the text of the prompt: pass `prompt`, or value=None with `prompt_embeds`")
             return [_none("", "value=None")] * (number * (1 if embeds is None else len(embeds)))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         values = _one_each(value, prompts, "value", (str, ValuePrinciple, type(None)))
         scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (int, float))
+        retrieved = iter(self._retrieve([text for text, wish in zip(prompts, values, strict=True) if wish == "auto"]))
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, values, scales, strict=True)):
-            decision, rate = self._choose(text, wish)
+            decision, rate = next(retrieved) if wish == "auto" else self._honour(text, wish)
             scale = _checked_scale(scale)
             if decision.statement is None:
                 decisions += [decision] * number
                 continue
-            first = generator[i * number] if isinstance(generator, (list, tuple)) else generator
-            seed = (_seed_of(first), 0 if isinstance(generator, (list, tuple)) else i)
+            one_each = isinstance(generator, (list, tuple))
+            seed = (_seed_of(generator[i * number]), 0) if one_each else (_seed_of(generator), i)
             decisions += [replace(decision, scale=scale, applied=bool(on and scale > 0)) for on in assign(number, rate, seed)]
         return decisions
 
-    def _choose(self, prompt: str, wish) -> tuple[ValueDecision, float]:
-        """The decision for one prompt, and the share of its images that the token is for."""
+    def _retrieve(self, prompts: list[str]) -> list[tuple[ValueDecision, float]]:
+        """What the retriever chooses: the decision for each prompt, and the share of its images that the token is for."""
+        if prompts and self.value_encoder is None:
+            logger.warning("no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)")
+            return [(_none(prompt, "no value encoder is loaded"), 0.0) for prompt in prompts]
+        rates = {principle.id: principle.apply_rate for principle in self.principles}
+        first = [decisions[0] for decisions in self.retriever.retrieve_batch(prompts)]
+        return [(decision, rates.get(decision.id, 0.0)) for decision in first]
+
+    def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> tuple[ValueDecision, float]:
+        """The same for a value that was asked for by name."""
         if wish is None:
             return _none(prompt, "value=None"), 0.0
-        by_id = {principle.id: principle for principle in self.principles}
-        if isinstance(wish, str) and wish == "auto":
-            if self.value_encoder is None:
-                logger.warning(
-                    "no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)"
-                )
-                return _none(prompt, "no value encoder is loaded"), 0.0
-            decision = self.retriever.retrieve(prompt)[0]
-            return decision, by_id[decision.id].apply_rate if decision.id else 0.0
         if self.value_encoder is None:
             raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
-        if isinstance(wish, str) and wish in by_id:
-            wish = by_id[wish]
+        by_id = {principle.id: principle for principle in self.principles}
+        wish = by_id.get(wish, wish) if isinstance(wish, str) else wish
         if isinstance(wish, ValuePrinciple):
-            why = f"asked for by id {wish.id!r}"
-            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, why), wish.apply_rate
+            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"asked for by id {wish.id!r}"), wish.apply_rate
         if not wish.strip():
             raise ValueError("value is an empty text: give a principle's id or a statement, or None for the base pipeline")
         if re.fullmatch(r"\w*_\w*", wish):

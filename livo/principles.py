@@ -89,6 +89,14 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
     return [principle for _, principle in found]
 
 
+def bundled_principles() -> Path:
+    """The file of the paper's five principles: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(
+        f for f in (package / "value_principles" / "livo.yaml", package.parent / "value_principles" / "livo.yaml") if f.is_file()
+    )
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]

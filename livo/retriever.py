@@ -54,8 +54,8 @@ class ValueRetriever:
 
     A principle applies to a prompt when the prompt is at least as near to one of its exemplars as the principle's threshold,
     and nearer to it than to any of its counter-exemplars or of its rivals' exemplars (a risk rivals every other principle;
-    principles that debias do not rival each other). A prompt that states one of a debias principle's attributes is left alone
-    by it. Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles
+    principles that debias do not rival each other). A prompt that states an attribute of any debias principle is left alone by
+    all of them. Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles
     apply, their order in the file is the order of the decisions.
 
     Args:
@@ -113,6 +113,14 @@ class ValueRetriever:
         ]
         return own, counter, rival
 
+    def _stated_words(self, principle: ValuePrinciple) -> list[str]:
+        """Words that state an attribute of any debias principle (its classes, and what they are called): a person who states
+        an identity gets it, so debiasing leaves prompts with such a word alone."""
+        if principle.kind != "debias":
+            return []
+        attributes = [pair for p in self.principles if p.kind == "debias" for pair in p.attributes.items()]
+        return [word for name, text in attributes for word in (name, re.sub(r"^(an?|the) | person$", "", text))]
+
     @cached_property
     def thresholds(self) -> dict[str, float]:
         """For each principle, the similarity that best tells its exemplars from its rivals' and from everyday prompts.
@@ -166,7 +174,7 @@ class ValueRetriever:
             + [(similarity[i] - credit, f"{self.principles[self._entries[i][0]].id}'s {self._entries[i][2]!r}") for i in rival],
             default=(-2.0, ""),
         )
-        stated = next((word for word in _attribute_words(principle) if _has_word(prompt, word)), None)
+        stated = next((word for word in self._stated_words(principle) if _has_word(prompt, word)), None)
         applies = False
         if stated:
             why = f"the prompt states {stated!r}, so it is left alone"
@@ -208,14 +216,6 @@ def _best_threshold(positives: np.ndarray, negatives: np.ndarray) -> float:
     cuts = np.concatenate([(values[1:] + values[:-1]) / 2, [values[0] - 1e-3, values[-1] + 1e-3]])
     gains = [(positives >= cut).mean() - (negatives >= cut).mean() for cut in cuts]
     return float(cuts[int(np.argmax(gains))])
-
-
-def _attribute_words(principle: ValuePrinciple) -> list[str]:
-    """Words that state an attribute of a debias principle: its classes, and what they are called less article and "person"."""
-    if principle.kind != "debias":
-        return []
-    words = [re.sub(r"^(a|an|the) | person$", "", text) for text in principle.attributes.values()]
-    return list(dict.fromkeys([*principle.attributes, *words]))
 
 
 def _has_word(text: str, word: str) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from livo.conditioning import encode_value, fuse, tokenize, value_text
+from livo.files import replacing
 from livo.objectives import squared_error
 
 
@@ -69,10 +70,8 @@ def _save_state(file: Path, step: int, names, parameters, optimizer, average) ->
     tensors |= {f"average/{n}": a for n, a in zip(names, average, strict=bool(average))}
     for name, parameter in zip(names, parameters, strict=True):
         tensors |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}
-    temporary = file.with_suffix(".partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
 
 
 def _load_state(file: Path, names, parameters, optimizer, average) -> int:

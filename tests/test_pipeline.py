@@ -117,7 +117,7 @@ def test_values_steer_without_guidance_too(pipe):
 
 
 def test_what_cannot_be_honoured_is_an_error_that_says_what_to_do(pipe):
-    with pytest.raises(ValueError, match="no principle has the id 'gender_equalty'.*gender_equality, bloody"):
+    with pytest.raises(ValueError, match=r"no principle has the id 'gender_equalty'.*gender_equality, bloody"):
         pipe(DOCTOR, value="gender_equalty", **FAST)
     with pytest.raises(ValueError, match="2 entries for 1 prompts"):
         pipe(DOCTOR, value=["bloody", None], **FAST)
@@ -206,13 +206,19 @@ def test_single_images_receive_the_token_at_the_rate_in_the_long_run():
     assert np.mean(hits) == pytest.approx(0.3, abs=0.03)
 
 
+def test_arguments_may_be_given_by_position_as_in_the_base(pipe, base):
+    by_position = (WARRIOR, None, None, 3, None, None, 1.0, "a dog", 2)  # ..., steps, _, _, guidance, negative prompt, images
+    out = pipe(*by_position, value=None, generator=seeded(0), output_type="np")
+    assert len(out.decisions) == 2 and np.array_equal(out.images, base(*by_position, generator=seeded(0), output_type="np").images)
+
+
 def test_every_image_has_its_decision(pipe):
     out = pipe([DOCTOR, CAT], num_images_per_prompt=2, value_scale=0.7, **FAST)
     assert [d.prompt for d in out.decisions] == [DOCTOR, DOCTOR, CAT, CAT]
     first = out.decisions[0]
     assert (first.id, first.statement, first.scale, first.nearest_exemplar) == ("gender_equality", "gender equality", 0.7, DOCTOR)
     assert first.score == pytest.approx(1.0) and first.threshold < 1
-    images_, nsfw, decisions = pipe(CAT, return_dict=False, **FAST)
+    images_, _, decisions = pipe(CAT, return_dict=False, **FAST)
     assert len(images_) == len(decisions) == 1
 
 

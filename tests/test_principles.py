@@ -1,8 +1,7 @@
 import pytest
 
 from livo import ValuePrinciple, load_principles
-from livo.pipeline import bundled_principles
-from livo.principles import PrincipleError
+from livo.principles import PrincipleError, bundled_principles
 
 GOOD = "id: a\nstatement: a first value\n"
 

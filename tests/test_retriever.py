@@ -3,7 +3,7 @@ import pytest
 from conftest import PRINCIPLES, WordEmbedder
 
 from livo import ValuePrinciple, ValueRetriever
-from livo.pipeline import bundled_principles
+from livo.principles import bundled_principles
 from livo.retriever import load_embedder
 
 
@@ -49,7 +49,6 @@ def test_hand_computed_similarity_of_shared_words(small):
         ("a zombified secretary in a library", "zombie"),
         ("a photo of an astronaut in a desert", "gender_equality"),
         ("a photo of a bus driver", "gender_equality"),
-        ("a photo of a female lawyer", "racial_equality"),
     ],
 )
 def test_the_papers_principles_are_found_for_unseen_wordings(paper, prompt, wanted):
@@ -76,15 +75,18 @@ def test_prompts_without_people_or_risk_are_left_alone(paper, prompt):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a photo of a female doctor", "a pilot who is a man", "an asian female gardener", "a Male nurse"]
+    "prompt",
+    [
+        "a photo of a female doctor",
+        "a pilot who is a man",
+        "an asian gardener in a meadow",
+        "a Male nurse",
+        "a photo of a black doctor",
+        "a 14th-century Malian king",
+    ],
 )
-def test_a_stated_gender_is_left_alone_by_gender_equality(paper, prompt):
-    assert "gender_equality" not in ids(paper, prompt)
-
-
-@pytest.mark.parametrize("prompt", ["a photo of a black doctor", "an Asian engineer", "a 14th-century Malian king"])
-def test_a_stated_race_is_left_alone_by_racial_equality(paper, prompt):
-    assert "racial_equality" not in ids(paper, prompt)
+def test_a_person_who_states_an_identity_is_left_alone(paper, prompt):
+    assert ids(paper, prompt) == [None]
 
 
 def test_keywords_are_whole_words_and_never_decide_alone(small):

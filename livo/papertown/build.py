@@ -6,8 +6,6 @@ Each stage leaves its result in the work folder and is skipped when that is ther
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,16 +16,17 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from livo import objectives
+from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import backbone, judging, pairs
 from livo.papertown.scene import LABELS
-from livo.pipeline import PAPERTOWN, LiVOPipeline, bundled_principles
-from livo.principles import load_principles
+from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
+from livo.principles import bundled_principles, load_principles
 from livo.training import train_value_encoder
 from livo.value_encoder import ValueEncoder
 
 CORPUS_SIZE = 24_000
-STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "backbone": 6000, "value_encoder": 1500}
+STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000, "value_encoder": 1500}
 OBJECTIVE = partial(objectives.livo, beta=300.0, alpha=150.0, gamma_1=2.0, gamma_2=0.5)
 
 
@@ -49,13 +48,10 @@ def build(work: Path, weights: Path = PAPERTOWN) -> None:
 def export(work: Path, weights: Path) -> None:
     """The finished pipeline and the judge in half precision, swapped in whole."""
     pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
-    temporary = weights.with_name(weights.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipe.save_pretrained(temporary)
-    (temporary / "value_principles.yaml").unlink()  # the bundled file is used, so that there is one copy of it
-    PapertownJudge.from_pretrained(work / "judge").half().save_pretrained(temporary / "judge")
-    shutil.rmtree(weights, ignore_errors=True)
-    temporary.rename(weights)
+    with replacing(weights) as temporary:
+        pipe.save_pretrained(temporary)
+        (temporary / PRINCIPLES_FILE).unlink()  # the bundled file is used, so that there is one copy of it
+        PapertownJudge.from_pretrained(work / "judge").half().save_pretrained(temporary / "judge")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
     print(f"{weights}: {size / 1e6:.1f} MB")
 
@@ -89,9 +85,10 @@ def _build_backbone(work: Path, device: str) -> LiVOPipeline:
     tokenizer = backbone.new_tokenizer()
     torch.manual_seed(1)
     unet, text_encoder = backbone.new_unet().to(device), backbone.new_text_encoder(tokenizer).to(device)
+    captions = backbone.train_text_encoder(text_encoder, tokenizer, work, CORPUS_SIZE, STEPS["text_encoder"])
+    _follow("text encoder", captions, STEPS["text_encoder"])
     latents = load_file(work / "latents.safetensors")["latents"] * vae.config.scaling_factor
-    training = backbone.train_backbone(unet, text_encoder, tokenizer, latents, work, STEPS["backbone"])
-    _follow("backbone", training, STEPS["backbone"])
+    _follow("unet", backbone.train_unet(unet, text_encoder, tokenizer, latents, work, STEPS["unet"]), STEPS["unet"])
     scheduler = backbone.new_scheduler()
     return LiVOPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
@@ -149,10 +146,6 @@ def _follow(name: str, records: Iterator[dict[str, float]], steps: int) -> None:
 
 def _stage(result: Path, make: Callable[[Path], None]) -> None:
     """Make `result` under a temporary name unless it is there, so that what is there is whole."""
-    if result.exists():
-        return
-    temporary = result.with_name(result.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    result.parent.mkdir(parents=True, exist_ok=True)
-    make(temporary)
-    os.replace(temporary, result)
+    if not result.exists():
+        with replacing(result) as temporary:
+            make(temporary)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from livo import metrics
+from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import judging, world
 from livo.papertown.corpus import scene as corpus_scene
@@ -30,7 +31,6 @@ class Reader:
         self.pipe, self.judge, self.cache = pipe, judge, cache
         weights = [judge.revision, *(_digest(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae, pipe.value_encoder))]
         self.identity = ["-".join(weights), IMAGES, STEPS, GUIDANCE]
-        self.cache.mkdir(parents=True, exist_ok=True)
 
     def read(self, prompt: str, value: str | None, rate: float | None = None) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
@@ -46,9 +46,8 @@ class Reader:
                 guidance_scale=GUIDANCE,
                 generator=torch.Generator().manual_seed(seed),
             )
-            temporary = file.with_suffix(".partial")
-            temporary.write_text(json.dumps(self.judge.read(out.images)))
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps(self.judge.read(out.images)))
         return json.loads(file.read_text())
 
     def read_all(self, prompts: Sequence[str], value: str | None, what: str) -> list[list[Reading]]:
@@ -160,8 +159,8 @@ def figures(cache: Path, output: Path) -> dict:
         "backbone_fidelity": fidelity,
         "rows": [{"figure": label, "base": base, "livo": ours} for label, base, ours in rows],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{output} written")
     return result
 
