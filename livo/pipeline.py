@@ -215,9 +215,13 @@ class LiVOPipeline(StableDiffusionPipeline):
 
     def _retrieve(self, prompts: list[str]) -> list[tuple[ValueDecision, float]]:
         """What the retriever chooses: the decision for each prompt, and the share of its images that the token is for."""
-        if prompts and self.value_encoder is None:
+        if not prompts:
+            return []
+        if self.value_encoder is None:
             logger.warning("no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)")
             return [(_none(prompt, "no value encoder is loaded"), 0.0) for prompt in prompts]
+        if self.retriever is None:
+            raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         rates = {principle.id: principle.apply_rate for principle in self.principles}
         first = [decisions[0] for decisions in self.retriever.retrieve_batch(prompts)]
         return [(decision, rates.get(decision.id, 0.0)) for decision in first]

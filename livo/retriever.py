@@ -8,22 +8,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
 
-from livo.principles import ValuePrinciple, load_principles
+from livo.everyday import EVERYDAY_PROMPTS
+from livo.principles import KINDS, ValuePrinciple, load_principles
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
-KEYWORD_CREDIT = 0.15  # cosine similarity that a keyword makes up for; a keyword alone decides nothing
 
-# Prompts that no principle is for; thresholds are set against them too.
-EVERYDAY_PROMPTS = (
-    "a bowl of fruit on a wooden table", "a mountain lake at sunrise", "a red sports car on a coastal road", "a cat sleeping on a sofa",
-    "an oil painting of a harbour", "a cozy living room with a fireplace", "a plate of spaghetti", "abstract geometric pattern",
-    "a castle on a hill", "a forest path in autumn", "a vintage camera, product photo", "a spaceship above a planet", "a golden retriever",
-    "a cup of coffee and a book", "city skyline at night", "a field of sunflowers", "a wooden chair", "macro photo of a butterfly",
-)  # fmt: skip
+# What a prompt says about the kind of picture rather than about its subject, and where its subject ends.
+_FRAMING = re.compile(
+    r"^(an? |the )?((close-up|black and white|oil|color|colour|cinematic|digital|pencil|film|stock) )*"
+    r"(photo|photograph|picture|image|portrait|painting|drawing|sketch|illustration|render|shot|close-up)s? of ",
+    re.IGNORECASE,
+)
+_SETTING = re.compile(r"(,| (in|on|at|by|under|near|inside|during|behind|against|before|after) ).*", re.IGNORECASE | re.DOTALL)
+_OWNER = re.compile(r"^.*?\w['\u2019]s ", re.DOTALL)  # "a doctor's office" is an office
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,25 @@ class ValueDecision:
         return asdict(self)
 
 
+class _Entry(NamedTuple):
+    owner: str | None  # a principle's id; None for everyday prompts
+    exemplar: bool  # else it is a counter-exemplar
+    text: str
+    kind: str  # which view of the text is embedded
+
+
 class ValueRetriever:
     """Nearest exemplars in a FAISS inner-product index over normalised sentence embeddings (cosine similarity).
 
     A principle applies to a prompt when the prompt is at least as near to one of its exemplars as the principle's threshold,
-    and nearer to it than to any of its counter-exemplars or of its rivals' exemplars (a risk rivals every other principle;
-    principles that debias do not rival each other). A prompt that states an attribute of any debias principle is left alone by
-    all of them. Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles
-    apply, their order in the file is the order of the decisions.
+    and nearer to it than to what speaks against it: its counter-exemplars, everyday prompts and, for a risk, the exemplars of
+    every other principle. Two kinds of words refine this. A keyword of a risk decides among the exemplars and
+    counter-exemplars that share it, so that "a gory hairdresser" is gory and "a blood orange" is not. A word that states an
+    attribute of a debias principle ("female", "black") keeps all principles that debias away: a person who states an identity
+    gets it. Risks are read from the whole prompt, people from its subject ("a dog in a kitchen" is a dog).
+
+    Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles apply,
+    their order in the file is the order of the decisions.
 
     Args:
         principles: A file, a folder, or a list of ValuePrinciple.
@@ -78,67 +91,6 @@ class ValueRetriever:
         faiss.normalize_L2(vectors)
         return vectors
 
-    @cached_property
-    def _entries(self) -> list[tuple[int, bool, str]]:
-        """(principle, is exemplar, text) of every row of the index."""
-        return [
-            (number, is_exemplar, text)
-            for number, principle in enumerate(self.principles)
-            for is_exemplar, texts in (
-                (True, principle.exemplars or (principle.statement,)),
-                (False, principle.counter_exemplars),
-            )
-            for text in texts
-        ]
-
-    @cached_property
-    def _vectors(self) -> np.ndarray:
-        return self.embed([text for _, _, text in self._entries])
-
-    @cached_property
-    def index(self) -> faiss.IndexFlatIP:
-        index = faiss.IndexFlatIP(self._vectors.shape[1])
-        index.add(self._vectors)
-        return index
-
-    def _rows(self, number: int) -> tuple[list[int], list[int], list[int]]:
-        """Rows of the index that speak for a principle, against it, and for its rivals."""
-        kind = self.principles[number].kind
-        own = [i for i, (owner, positive, _) in enumerate(self._entries) if owner == number and positive]
-        counter = [i for i, (owner, positive, _) in enumerate(self._entries) if owner == number and not positive]
-        rival = [
-            i
-            for i, (owner, positive, _) in enumerate(self._entries)
-            if owner != number and positive and "detoxify" in (kind, self.principles[owner].kind)
-        ]
-        return own, counter, rival
-
-    def _stated_words(self, principle: ValuePrinciple) -> list[str]:
-        """Words that state an attribute of any debias principle (its classes, and what they are called): a person who states
-        an identity gets it, so debiasing leaves prompts with such a word alone."""
-        if principle.kind != "debias":
-            return []
-        attributes = [pair for p in self.principles if p.kind == "debias" for pair in p.attributes.items()]
-        return [word for name, text in attributes for word in (name, re.sub(r"^(an?|the) | person$", "", text))]
-
-    @cached_property
-    def thresholds(self) -> dict[str, float]:
-        """For each principle, the similarity that best tells its exemplars from its rivals' and from everyday prompts.
-
-        Each exemplar is compared with the *other* exemplars of its principle, the rest with all of them.
-        """
-        everyday = self.embed(EVERYDAY_PROMPTS)
-        thresholds = {}
-        for number, principle in enumerate(self.principles):
-            own, _, rival = self._rows(number)
-            exemplars = self._vectors[own]
-            similarity = exemplars @ exemplars.T
-            np.fill_diagonal(similarity, -1)
-            positives = similarity.max(axis=1) if len(own) > 1 else np.ones(1, np.float32)
-            negatives = (np.concatenate([everyday, self._vectors[rival]]) @ exemplars.T).max(axis=1)
-            thresholds[principle.id] = _best_threshold(positives, negatives)
-        return thresholds
-
     def retrieve(self, prompt: str) -> list[ValueDecision]:
         """The principles that apply to `prompt`, in the order of the file; one decision with id None where none does."""
         return self.retrieve_batch([prompt])[0]
@@ -146,14 +98,66 @@ class ValueRetriever:
     def retrieve_batch(self, prompts: Sequence[str]) -> list[list[ValueDecision]]:
         if not prompts:
             return []
-        found, rows = self.index.search(self.embed(prompts), len(self._entries))
+        views = {kind: self._similarities([_view(prompt, kind) for prompt in prompts]) for kind in KINDS}
+        return [self._decide(prompt, {kind: rows[i] for kind, rows in views.items()}) for i, prompt in enumerate(prompts)]
+
+    @cached_property
+    def _entries(self) -> list[_Entry]:
+        """The rows of the index."""
+        entries = [_Entry(None, False, text, "detoxify") for text in EVERYDAY_PROMPTS]
+        for p in self.principles:
+            entries += [_Entry(p.id, True, text, p.kind) for text in p.exemplars or (p.statement,)]
+            entries += [_Entry(p.id, False, text, p.kind) for text in p.counter_exemplars]
+        return entries
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self.embed([_view(entry.text, entry.kind) for entry in self._entries])
+
+    @cached_property
+    def index(self) -> faiss.IndexFlatIP:
+        index = faiss.IndexFlatIP(self._vectors.shape[1])
+        index.add(self._vectors)
+        return index
+
+    def _similarities(self, texts: Sequence[str]) -> np.ndarray:
+        """Cosines (texts, rows of the index)."""
+        found, rows = self.index.search(self.embed(texts), len(self._entries))
         similarities = np.empty_like(found)
         np.put_along_axis(similarities, rows, found, axis=1)
-        return [self._decide(prompt, similarity) for prompt, similarity in zip(prompts, similarities, strict=True)]
+        return similarities
 
-    def _decide(self, prompt: str, similarity: np.ndarray) -> list[ValueDecision]:
-        """`similarity` is the prompt's to every row of the index."""
-        considered = [self._consider(number, prompt, similarity) for number in range(len(self.principles))]
+    def _rows(self, principle: ValuePrinciple) -> tuple[list[int], list[int]]:
+        """Rows of the index that speak for a principle, and against it."""
+        risk = principle.kind == "detoxify"
+        rows = list(enumerate(self._entries))
+        return (
+            [i for i, entry in rows if entry.exemplar and entry.owner == principle.id],
+            [i for i, entry in rows if (risk if entry.exemplar else entry.owner is None) and entry.owner != principle.id]
+            + [i for i, entry in rows if not entry.exemplar and entry.owner == principle.id],
+        )
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """For each principle, the similarity that best tells its exemplars from everyday prompts and other principles'.
+
+        Each exemplar is compared with the *other* exemplars of its principle, the rest with all of them.
+        """
+        thresholds = {}
+        for principle in self.principles:
+            own, against = self._rows(principle)
+            exemplars = self._vectors[own]
+            similarity = exemplars @ exemplars.T
+            np.fill_diagonal(similarity, -1)
+            positives = similarity.max(axis=1) if len(own) > 1 else np.ones(1, np.float32)
+            others = [i for i in against if self._entries[i].owner != principle.id]
+            negatives = (self._vectors[others] @ exemplars.T).max(axis=1)
+            thresholds[principle.id] = _best_threshold(positives, negatives)
+        return thresholds
+
+    def _decide(self, prompt: str, views: dict[str, np.ndarray]) -> list[ValueDecision]:
+        """`views` holds, for each kind of principle, the similarities of what it reads of the prompt to all rows."""
+        considered = [self._consider(principle, prompt, views[principle.kind]) for principle in self.principles]
         chosen = [decision for applies, decision in considered if applies]
         if chosen:
             return chosen
@@ -161,32 +165,50 @@ class ValueRetriever:
         why = f"no principle applies; the nearest is {nearest.id}: {nearest.why}"
         return [replace(nearest, id=None, statement=None, why=why)]
 
-    def _consider(self, number: int, prompt: str, similarity: np.ndarray) -> tuple[bool, ValueDecision]:
-        principle = self.principles[number]
-        own, counter, rival = self._rows(number)
+    def _consider(self, principle: ValuePrinciple, prompt: str, similarity: np.ndarray) -> tuple[bool, ValueDecision]:
+        own, against = self._rows(principle)
+        threshold = self.thresholds[principle.id]
+        keyword = next((word for word in principle.keywords if has_word(prompt, word)), None)
+        sharing = [i for i in own if keyword and has_word(self._entries[i].text, keyword)]
+        if sharing:
+            own, threshold = sharing, -1.0
+            against = [i for i in against if not self._entries[i].exemplar and has_word(self._entries[i].text, keyword)]
         best = max(own, key=similarity.__getitem__)
-        keyword = next((word for word in principle.keywords if _has_word(prompt, word)), None)
-        credit = KEYWORD_CREDIT if keyword else 0.0
-        threshold = self.thresholds[principle.id] - credit
-        score, exemplar = float(similarity[best]), self._entries[best][2]
-        against = max(
-            [(similarity[i], f"counter-exemplar {self._entries[i][2]!r}") for i in counter]
-            + [(similarity[i] - credit, f"{self.principles[self._entries[i][0]].id}'s {self._entries[i][2]!r}") for i in rival],
-            default=(-2.0, ""),
-        )
-        stated = next((word for word in self._stated_words(principle) if _has_word(prompt, word)), None)
+        rival = max(against, key=similarity.__getitem__, default=None)
+        score, exemplar = float(similarity[best]), self._entries[best].text
+        stated = next((word for word in self._stated_words(principle) if has_word(prompt, word)), None)
         applies = False
         if stated:
             why = f"the prompt states {stated!r}, so it is left alone"
         elif score < threshold:
             why = f"nearest exemplar {exemplar!r} at {score:.2f} is below the threshold {threshold:.2f}"
-        elif against[0] >= score:
-            why = f"{against[1]} at {against[0]:.2f} is nearer than exemplar {exemplar!r} at {score:.2f}"
+        elif rival is not None and similarity[rival] >= score:
+            entry = self._entries[rival]
+            what = f"{entry.owner}'s" if entry.exemplar else "counter-exemplar" if entry.owner else "everyday prompt"
+            why = f"{what} {entry.text!r} at {similarity[rival]:.2f} is nearer than exemplar {exemplar!r} at {score:.2f}"
+        elif sharing:
+            why, applies = f"it has the word {keyword!r}, in the sense of exemplar {exemplar!r} at {score:.2f}", True
         else:
             why, applies = f"exemplar {exemplar!r} at {score:.2f} reaches the threshold {threshold:.2f}", True
-        if keyword:
-            why += f" (eased by the word {keyword!r})"
         return applies, ValueDecision(prompt, principle.id, principle.statement, score, threshold, exemplar, why)
+
+    def _stated_words(self, principle: ValuePrinciple) -> list[str]:
+        """Words that state an attribute of any debias principle (its classes, and what they are called)."""
+        if principle.kind != "debias":
+            return []
+        attributes = [pair for p in self.principles if p.kind == "debias" for pair in p.attributes.items()]
+        return [word for name, text in attributes for word in (name, re.sub(r"^(an?|the) | person$", "", text))]
+
+
+def _view(text: str, kind: str) -> str:
+    """What principles of a kind read: risks the whole text, people its subject."""
+    text = _FRAMING.sub("", text)
+    return text if kind == "detoxify" else _OWNER.sub("", _SETTING.sub("", text)) or text
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether `word` stands in `text` as a whole word, in any case."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def load_embedder(name: str | Path):
@@ -216,7 +238,3 @@ def _best_threshold(positives: np.ndarray, negatives: np.ndarray) -> float:
     cuts = np.concatenate([(values[1:] + values[:-1]) / 2, [values[0] - 1e-3, values[-1] + 1e-3]])
     gains = [(positives >= cut).mean() - (negatives >= cut).mean() for cut in cuts]
     return float(cuts[int(np.argmax(gains))])
-
-
-def _has_word(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None

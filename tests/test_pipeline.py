@@ -127,9 +127,12 @@ def test_what_cannot_be_honoured_is_an_error_that_says_what_to_do(pipe):
         pipe(DOCTOR, value=" ", **FAST)
     with pytest.raises(ValueError, match="needs the text of the prompt"):
         pipe(prompt_embeds=torch.zeros(1, 77, 32), **FAST)
+    pipe.retriever = None
+    with pytest.raises(ValueError, match="load_value_principles"):
+        pipe(DOCTOR, **FAST)
     pipe.unload_value_encoder()
     with pytest.raises(ValueError, match="load_value_encoder"):
-        pipe(DOCTOR, value="bloody", **FAST)
+        pipe(DOCTOR, value="a statement", **FAST)
 
 
 def test_a_statement_that_the_encoder_was_not_trained_with_is_used_and_warned_of(pipe, caplog):

@@ -22,22 +22,24 @@ def ids(retriever, prompt):
 
 
 def test_scores_are_cosines_that_a_brute_force_search_finds_too(paper):
-    prompts = ["a photo of a plumber", "a bloody plumber", "a bowl of soup"]
-    vectors = paper.embed(prompts)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    for prompt, vector in zip(prompts, vectors, strict=True):
-        for decision in paper.retrieve(prompt):
-            principle = next((p for p in paper.principles if p.id == decision.id), None)
-            texts = principle.exemplars if principle else [t for p in paper.principles for t in p.exemplars]
-            similarity = dict(zip(texts, paper.embed(texts) @ vector, strict=True))
-            assert decision.score == pytest.approx(similarity[decision.nearest_exemplar], abs=1e-5)
-            if principle:
-                assert decision.score == pytest.approx(max(similarity.values()), abs=1e-5)
+    """Risks read the whole prompt, people its subject."""
+    for prompt, wanted, read in (
+        ("a photo of a bloody plumber in a park", "bloody", "a bloody plumber in a park"),
+        ("a photo of an optician in a park", "gender_equality", "an optician"),
+    ):
+        decision = paper.retrieve(prompt)[0]
+        principle = next(p for p in paper.principles if p.id == wanted)
+        vectors = paper.embed([read, *principle.exemplars])
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        similarity = dict(zip(principle.exemplars, vectors[1:] @ vectors[0], strict=True))
+        assert decision.id == wanted and decision.score == pytest.approx(similarity[decision.nearest_exemplar], abs=1e-5)
+        sharing = [s for text, s in similarity.items() if "bloody" in text] if wanted == "bloody" else similarity.values()
+        assert decision.score == pytest.approx(max(sharing), abs=1e-5)
 
 
 def test_hand_computed_similarity_of_shared_words(small):
-    decision = small.retrieve("a photo of a pilot")[0]  # shares "a photo of a" (a twice) with the exemplar: (4 + 1 + 1) / 7
-    assert decision.score == pytest.approx(6 / 7) and decision.nearest_exemplar == "a photo of a doctor"
+    decision = small.retrieve("a photo of a doctor pilot at work")[0]  # read as "a doctor pilot": two words of three, of two
+    assert decision.score == pytest.approx(2 / 6**0.5) and decision.nearest_exemplar == "a photo of a doctor"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,9 @@ def test_the_papers_principles_are_found_for_unseen_wordings(paper, prompt, want
     "prompt",
     [
         "a cat on a beach",
+        "a dog in a kitchen",
+        "a miner's lamp",
+        "a doctor's empty office",
         "a red scarf",
         "a green mask",
         "a bloodhound",

@@ -78,7 +78,7 @@ def debias_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
     rows = []
     for split, wanted in (
         ("training careers", scenes(world.CAREERS.train)),
-        ("held-out careers", scenes(world.CAREERS.held_out, 3)),
+        ("held-out careers", scenes(world.CAREERS.held_out, 2)),
     ):
         prompts = [describe(scene) for scene in wanted]
         base = reader.read_all(prompts, None, f"base, {split}")
@@ -98,8 +98,8 @@ def risk_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
     rows = []
     for risk in world.RISKS:
         wordings = world.RISK_WORDINGS[risk].held_out
-        wanted = scenes(world.CAREERS.held_out, len(wordings), risk=risk)
-        prompts = [describe(scene, risk_wording=wordings[i // len(world.CAREERS.held_out)]) for i, scene in enumerate(wanted)]
+        wanted = scenes(world.CAREERS.held_out, risk=risk)
+        prompts = [describe(scene, risk_wording=wordings[i % 2]) for i, scene in enumerate(wanted)]
         base, ours = reader.read_all(prompts, None, f"base, {risk}"), reader.read_all(prompts, risk, f"LiVO, {risk}")
         toxic = [[metrics.share([r[risk] == "yes" for r in rows]) for rows in readings] for readings in (base, ours)]
         rows.append((f"R {risk}, held-out careers and wordings", *toxic))
@@ -127,6 +127,40 @@ def backbone_fidelity(pipe: LiVOPipeline, judge: PapertownJudge, count: int = 10
     return {name: metrics.share(values) for name, values in sorted(hits.items())}
 
 
+def retrieval(pipe: LiVOPipeline, count: int = 200) -> dict[str, float]:
+    """Percentage of held-out prompts for which the retriever's first choice is right, by what the prompts are.
+
+    A prompt that is left alone gives the base pipeline's images bit for bit.
+    """
+    rng = np.random.default_rng(8)
+    kinds: dict[str, tuple[str | None, list[str]]] = {
+        "neutral people": ("gender_equality", [describe(_held_out_scene(rng)) for _ in range(count)]),
+        "stated identity, left alone": (None, [describe(_held_out_scene(rng, identity=True)) for _ in range(count)]),
+        "no people, left alone": (None, [describe(_held_out_scene(rng, person=False)) for _ in range(count)]),
+    }
+    for risk in world.RISKS:
+        wordings = world.RISK_WORDINGS[risk].held_out
+        kinds[risk] = (risk, [describe(_held_out_scene(rng, risk=risk), risk_wording=wordings[i % 2]) for i in range(count)])
+    return {
+        kind: metrics.share([decisions[0].id == wanted for decisions in pipe.retriever.retrieve_batch(prompts)])
+        for kind, (wanted, prompts) in kinds.items()
+    }
+
+
+def _held_out_scene(rng: np.random.Generator, identity: bool = False, person: bool = True, risk: str | None = None) -> Scene:
+    if not person:
+        scene = Scene(str(rng.choice(world.SUBJECTS[1:])), None, None, None)
+    else:
+        scene = Scene(career=str(rng.choice(world.CAREERS.held_out)), risk=risk)
+    if identity:
+        either, both = rng.random(), rng.random() < 0.3
+        if either < 0.5 or both:
+            scene = scene.stating(gender=str(rng.choice(world.GENDERS)))
+        if either >= 0.5 or both:
+            scene = scene.stating(race=str(rng.choice(world.RACES)))
+    return scene.stating(place=str(rng.choice(world.PLACES.held_out))) if rng.random() < 0.5 else scene
+
+
 def figures(cache: Path, output: Path) -> dict:
     """Measure everything, print the tables, write `output` (JSON)."""
     pipe = LiVOPipeline.from_pretrained("papertown")
@@ -134,6 +168,7 @@ def figures(cache: Path, output: Path) -> dict:
     judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
     reader = Reader(pipe, judge, cache)
     accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
+    chosen = retrieval(pipe)
     fidelity = backbone_fidelity(pipe, judge)
     rows = debias_rows(reader) + risk_rows(reader)
     print(
@@ -157,6 +192,7 @@ def figures(cache: Path, output: Path) -> dict:
             "weights": reader.identity[0],
         },
         "backbone_fidelity": fidelity,
+        "retrieval": chosen,
         "rows": [{"figure": label, "base": base, "livo": ours} for label, base, ours in rows],
     }
     with replacing(output) as temporary:
