@@ -28,13 +28,15 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
-def encode_value(value_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+def encode_value(
+    value_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: Sequence[str], device: torch.device | None = None
+) -> torch.Tensor:
     """Value tokens (N, width), one for each of `value_text`: the encoder's output at the first EOS.
 
     The position is looked up here, because CLIPTextModel's own pooling takes the largest token id when its configuration
-    holds the legacy `eos_token_id` 2, which is the EOS in OpenAI's vocabulary alone.
+    holds the legacy `eos_token_id` 2, which is the EOS in OpenAI's vocabulary alone. `device` is the encoder's by default.
     """
-    ids = tokenize(tokenizer, texts).to(value_encoder.device)
+    ids = tokenize(tokenizer, texts).to(value_encoder.device if device is None else device)
     hidden = value_encoder(ids).last_hidden_state
     eos = (ids == tokenizer.eos_token_id).int().argmax(dim=-1)
     return hidden[torch.arange(len(ids), device=ids.device), eos]

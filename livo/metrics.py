@@ -13,13 +13,16 @@ def counts(seen: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def d1(n: np.ndarray) -> float:
-    """Range of the class shares times 100 (LiVO, section 4.1): 100 (max n_i - min n_i) / N. 0 is even, 100 one class alone."""
-    return 100.0 * float(n.max() - n.min()) / float(n.sum())
+    """Range of the class shares times 100 (LiVO, section 4.1): 100 (max n_i - min n_i) / N. 0 is even, 100 one class alone.
+
+    N is the number of images that show one of the classes; report the share of the others beside it. NaN where N is 0.
+    """
+    return 100.0 * float(n.max() - n.min()) / float(n.sum()) if n.sum() else float("nan")
 
 
 def d2(n: np.ndarray) -> float:
-    """Distance of the class shares from uniform times 100 (LiVO, section 4.1): 100 sqrt(sum (n_i/N - 1/K)^2)."""
-    return 100.0 * float(np.sqrt(((n / n.sum() - 1 / len(n)) ** 2).sum()))
+    """Distance of the class shares from uniform times 100 (LiVO, section 4.1): 100 sqrt(sum (n_i/N - 1/K)^2); N as for `d1`."""
+    return 100.0 * float(np.sqrt(((n / n.sum() - 1 / len(n)) ** 2).sum())) if n.sum() else float("nan")
 
 
 def fair_floor(metric: Callable[[np.ndarray], float], classes: int, images: int, draws: int = 20_000, seed: int = 0) -> float:

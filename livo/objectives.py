@@ -33,13 +33,14 @@ def livo(
         loser, loser_reference: the same on the violating images, at the same noise and timestep.
 
     Returns:
-        Losses (N,), and statistics (N,): how far each error moved, and whether each hinge still pushes.
+        Losses (N,), and statistics (N,): how far each error moved in the wanted direction, and whether each hinge
+        still pushes.
     """
     towards = gamma_1 + beta * (winner - winner_reference)
     away = gamma_2 + alpha * (loser_reference - loser)
     statistics = {
         "winner_gain": (winner_reference - winner).detach(),
-        "loser_gain": (loser_reference - loser).detach(),
+        "loser_push": (loser - loser_reference).detach(),
         "winner_active": (towards > 0).float().detach(),
         "loser_active": (away > 0).float().detach(),
     }

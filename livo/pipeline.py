@@ -7,7 +7,9 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from inspect import signature
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from livo.conditioning import attention_bias, biased_cross_attention, encode_val
 from livo.files import replacing
 from livo.principles import ValuePrinciple, bundled_principles
 from livo.retriever import ValueDecision, ValueRetriever
-from livo.value_encoder import ValueEncoder
+from livo.value_encoder import ValueEncoder, check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +89,18 @@ class LiVOPipeline(StableDiffusionPipeline):
             **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...).
         """
         source = pretrained_model_name_or_path
+        if not isinstance(value_encoder, (str, Path, CLIPTextModel, type(None))):
+            raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give a hub id, a path, or a CLIPTextModel")
         if str(source) == "papertown":
             source = PAPERTOWN
-            kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
-        if isinstance(value_encoder, CLIPTextModel):
-            kwargs["value_encoder"] = value_encoder
+            if "torch_dtype" not in kwargs:
+                kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
+        kwargs.setdefault("use_safetensors", True)  # no pickle
         pipe = super().from_pretrained(source, **kwargs)
-        if isinstance(value_encoder, (str, Path)):
+        if isinstance(value_encoder, CLIPTextModel):
+            check_fit(value_encoder, pipe.text_encoder, "the given value encoder")
+            pipe.register_modules(value_encoder=value_encoder)
+        elif value_encoder is not None:
             pipe.load_value_encoder(value_encoder)
         saved = Path(source) / PRINCIPLES_FILE
         if value_principles is None:
@@ -103,11 +110,12 @@ class LiVOPipeline(StableDiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """As the base's, with the value encoder and the principles; `from_pretrained` of the folder brings both back."""
+        if self.principles:  # first, so that a push to the hub takes them along
+            documents = [_plain(principle) for principle in self.principles]
+            text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+            with replacing(Path(save_directory) / PRINCIPLES_FILE) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         super().save_pretrained(save_directory, **kwargs)
-        documents = [_plain(principle) for principle in self.principles]
-        text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-        with replacing(Path(save_directory) / PRINCIPLES_FILE) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
     def load_value_encoder(self, source: str | Path) -> None:
         """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
@@ -119,7 +127,7 @@ class LiVOPipeline(StableDiffusionPipeline):
 
     def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
         """Replace the principles. On an error the present ones stay."""
-        self.retriever = ValueRetriever(source, **({"embedder": self.retriever.embedder} if self.retriever else {}))
+        self.retriever = self.retriever.with_principles(source) if self.retriever else ValueRetriever(source)
 
     @property
     def principles(self) -> list[ValuePrinciple]:
@@ -155,7 +163,7 @@ class LiVOPipeline(StableDiffusionPipeline):
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
         call = signature(super().__call__).bind(prompt, *args, **kwargs)
-        return_dict = call.arguments.get("return_dict", True)
+        return_dict = call.arguments.get("return_dict", True)  # False gives a tuple of three, where the base gives two
         call.arguments["return_dict"] = True
         decisions = self._decide(prompt, value, value_scale, call.arguments)
         rows = [(value_text(d.statement, d.prompt), d.scale) if d.applied else None for d in decisions]
@@ -180,11 +188,12 @@ class LiVOPipeline(StableDiffusionPipeline):
         if self._value_rows is None:
             return prompt_embeds, negative_embeds
         texts = list(dict.fromkeys(row[0] for row in self._value_rows if row))
-        encoded = dict(zip(texts, encode_value(self.value_encoder, self.tokenizer, texts), strict=True))
+        tokens = encode_value(self.value_encoder, self.tokenizer, texts, self._execution_device)
+        encoded = dict(zip(texts, tokens, strict=True))
         empty = torch.zeros_like(prompt_embeds[0, 0])
         tokens = torch.stack([encoded[row[0]].to(empty) if row else empty for row in self._value_rows])
         if negative_embeds is not None:
-            negative_embeds = fuse(torch.zeros_like(tokens), negative_embeds)
+            negative_embeds = fuse(torch.zeros_like(negative_embeds[:, 0]), negative_embeds)
         return fuse(tokens, prompt_embeds), negative_embeds
 
     # --- decisions ------------------------------------------------------------------------------------------------------
@@ -194,12 +203,14 @@ class LiVOPipeline(StableDiffusionPipeline):
         number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
         if prompt is None:
             embeds = given.get("prompt_embeds")
-            if value is not None:
+            if value is not None and not (isinstance(value, str) and value == "auto" and self.value_encoder is None):
                 raise ValueError(f"value={value!r} needs the text of the prompt: pass `prompt`, or value=None with `prompt_embeds`")
             return [_none("", "value=None")] * (number * (1 if embeds is None else len(embeds)))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         values = _one_each(value, prompts, "value", (str, ValuePrinciple, type(None)))
-        scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (int, float))
+        scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (Real, str))
+        if isinstance(generator, (list, tuple)) and len(generator) != len(prompts) * number:
+            raise ValueError(f"{len(generator)} generators for {len(prompts) * number} images: give one for all, or one each")
         retrieved = iter(self._retrieve([text for text, wish in zip(prompts, values, strict=True) if wish == "auto"]))
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, values, scales, strict=True)):
@@ -209,7 +220,7 @@ class LiVOPipeline(StableDiffusionPipeline):
                 decisions += [decision] * number
                 continue
             one_each = isinstance(generator, (list, tuple))
-            seed = (_seed_of(generator[i * number]), 0) if one_each else (_seed_of(generator), i)
+            seed = (self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i)
             decisions += [replace(decision, scale=scale, applied=bool(on and scale > 0)) for on in assign(number, rate, seed)]
         return decisions
 
@@ -223,8 +234,20 @@ class LiVOPipeline(StableDiffusionPipeline):
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         rates = {principle.id: principle.apply_rate for principle in self.principles}
-        first = [decisions[0] for decisions in self.retriever.retrieve_batch(prompts)]
-        return [(decision, rates.get(decision.id, 0.0)) for decision in first]
+        chosen = []
+        for first, *others in self.retriever.retrieve_batch(prompts):
+            if others:  # one token holds one principle
+                first = replace(first, why=f"{first.why}; passed over: {', '.join(other.id for other in others)}")
+            chosen.append((first, rates.get(first.id, 0.0)))
+        return chosen
+
+    def _seed(self, generator: torch.Generator | None) -> int:
+        """A digest of the generator's state, or of the global one's. Neither is advanced, but each call's noise advances it."""
+        if generator is not None:
+            state = generator.get_state()
+        else:
+            state = getattr(getattr(torch, self._execution_device.type), "get_rng_state", torch.get_rng_state)()
+        return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
 
     def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> tuple[ValueDecision, float]:
         """The same for a value that was asked for by name."""
@@ -232,24 +255,27 @@ class LiVOPipeline(StableDiffusionPipeline):
             return _none(prompt, "value=None"), 0.0
         if self.value_encoder is None:
             raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
-        by_id = {principle.id: principle for principle in self.principles}
-        wish = by_id.get(wish, wish) if isinstance(wish, str) else wish
+        if not isinstance(wish, (str, ValuePrinciple)):
+            raise ValueError(f"value is {wish!r}: give 'auto', a principle's id, a statement, or None")
+        by_name = {p.statement: p for p in self.principles} | {p.id: p for p in self.principles}
+        wish = by_name.get(wish, wish) if isinstance(wish, str) else wish
         if isinstance(wish, ValuePrinciple):
-            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"asked for by id {wish.id!r}"), wish.apply_rate
-        if not wish.strip():
-            raise ValueError("value is an empty text: give a principle's id or a statement, or None for the base pipeline")
-        if re.fullmatch(r"\w*_\w*", wish):
-            raise ValueError(f"no principle has the id {wish!r}: there are {', '.join(by_id)}; load a file that has it")
+            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish.apply_rate
+        if not wish.strip() or wish.lower() == "none":
+            raise ValueError(f"value is {wish!r}: give a principle's id or a statement, or None for the base pipeline")
+        ids = [principle.id for principle in self.principles]
+        if re.fullmatch(r"\w*_\w*", wish) or get_close_matches(wish, ids, cutoff=0.8):
+            raise ValueError(f"no principle has the id {wish!r}: there are {', '.join(ids)}; load a file that has it")
         known = getattr(self.value_encoder, "statements", None)
         if known is not None and wish not in known:
             logger.warning("the value encoder was not trained with %r; it knows: %s", wish, "; ".join(known))
-        return ValueDecision(prompt, None, wish, None, None, None, "asked for by statement"), 1.0
+        return ValueDecision(prompt, None, wish, None, None, None, "the statement was asked for"), 1.0
 
 
 def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
     """Which of a prompt's `number` images receive the token: exactly the share `rate` of them, in seeded order.
 
-    Where the share is not a whole number of images, the seed decides about the odd one, so that it holds over many calls.
+    Where the share is not a whole number of images, the seed decides about the odd one, so that it holds over many seeds.
     """
     rng = np.random.default_rng(seed)
     whole, rest = divmod(number * rate + 1e-9, 1)
@@ -257,21 +283,18 @@ def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
     return rng.permutation(np.arange(number) < count)
 
 
-def _seed_of(generator: torch.Generator | None) -> int:
-    """The generator's seed, or a digest of the global generator's state; neither is advanced."""
-    if generator is not None:
-        return generator.initial_seed()
-    return int.from_bytes(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()[:8], "little")
-
-
 def _checked_scale(scale) -> float:
-    if not 0 <= scale < float("inf"):
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
         raise ValueError(f"value_scale is {scale!r}: give a number from 0 (the base) upwards; 1 is what was trained")
-    return float(scale)
+    return number
 
 
 def _one_each(given, prompts: list[str], name: str, single) -> list:
-    if isinstance(given, single):
+    if isinstance(given, single) or not isinstance(given, Sequence):
         return [given] * len(prompts)
     given = list(given)
     if len(given) != len(prompts):

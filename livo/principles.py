@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 KINDS = ("debias", "detoxify")
+RESERVED = ("auto", "none")  # what a pipeline's `value` means by itself
 
 
 class PrincipleError(ValueError):
@@ -45,6 +46,8 @@ class ValuePrinciple:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise PrincipleError(f"{name} is {value!r}: give it at least one word")
+        if self.id.lower() in RESERVED:
+            raise PrincipleError(f"id is {self.id!r}, which means something else where a value is chosen: choose another")
         if self.kind not in KINDS:
             raise PrincipleError(f"kind is {self.kind!r}: choose one of {', '.join(KINDS)}")
         rate = self.apply_rate
@@ -115,7 +118,8 @@ def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
         raise PrincipleError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
     nodes: list[yaml.Node] = []
     for document in documents:
-        nodes += document.value if isinstance(document, yaml.SequenceNode) else [document] if document else []
+        empty = document is None or document.tag == "tag:yaml.org,2002:null"
+        nodes += document.value if isinstance(document, yaml.SequenceNode) else [] if empty else [document]
     return [(f"{file}:{node.start_mark.line + 1}", _principle(file, node)) for node in nodes]
 
 
@@ -134,7 +138,7 @@ def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
         lines[key.value] = line
     try:
         values: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise PrincipleError(f"{file}:{node.start_mark.line + 1}: not plain data: {' '.join(str(error).split())}") from None
     for name in ("id", "statement"):
         if name not in values:

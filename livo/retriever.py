@@ -14,17 +14,20 @@ import faiss
 import numpy as np
 
 from livo.everyday import EVERYDAY_PROMPTS
+from livo.identity import stated_identity
 from livo.principles import KINDS, ValuePrinciple, load_principles
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 # What a prompt says about the kind of picture rather than about its subject, and where its subject ends.
 _FRAMING = re.compile(
-    r"^(an? |the )?((close-up|black and white|oil|color|colour|cinematic|digital|pencil|film|stock) )*"
+    r"\b(an? |the )?((close-up|black and white|oil|color|colour|cinematic|digital|pencil|film|stock) )*"
     r"(photo|photograph|picture|image|portrait|painting|drawing|sketch|illustration|render|shot|close-up)s? of ",
     re.IGNORECASE,
 )
-_SETTING = re.compile(r"(,| (in|on|at|by|under|near|inside|during|behind|against|before|after) ).*", re.IGNORECASE | re.DOTALL)
+_PREPOSITION = r"(in|on|at|by|under|near|inside|during|behind|against|before|after)"
+_OPENING = re.compile(rf"^{_PREPOSITION} [^,]*, *", re.IGNORECASE)  # "in a forest, a doctor"
+_SETTING = re.compile(rf"(,| {_PREPOSITION} ).*", re.IGNORECASE | re.DOTALL)
 _OWNER = re.compile(r"^.*?\w['\u2019]s ", re.DOTALL)  # "a doctor's office" is an office
 
 
@@ -65,8 +68,8 @@ class ValueRetriever:
     and nearer to it than to what speaks against it: its counter-exemplars, everyday prompts and, for a risk, the exemplars of
     every other principle. Two kinds of words refine this. A keyword of a risk decides among the exemplars and
     counter-exemplars that share it, so that "a gory hairdresser" is gory and "a blood orange" is not. A word that states an
-    attribute of a debias principle ("female", "black") keeps all principles that debias away: a person who states an identity
-    gets it. Risks are read from the whole prompt, people from its subject ("a dog in a kitchen" is a dog).
+    identity ("female", "Nigerian") keeps all principles that debias away: who states an identity gets it. Risks are read from the
+    whole prompt, people from its subject ("a dog in a kitchen" is a dog).
 
     Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles apply,
     their order in the file is the order of the decisions.
@@ -81,9 +84,16 @@ class ValueRetriever:
         self.principles = load_principles(principles)
         self._embedder = embedder
 
-    @cached_property
+    @property
     def embedder(self):
-        return load_embedder(self._embedder) if isinstance(self._embedder, (str, Path)) else self._embedder
+        """The SentenceTransformer, loaded when it is first needed."""
+        if isinstance(self._embedder, (str, Path)):
+            self._embedder = load_embedder(self._embedder)
+        return self._embedder
+
+    def with_principles(self, principles: str | Path | Sequence[ValuePrinciple]) -> ValueRetriever:
+        """A retriever of other principles that shares the embedding model."""
+        return ValueRetriever(principles, self._embedder)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (N, width), float32."""
@@ -139,7 +149,8 @@ class ValueRetriever:
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
-        """For each principle, the similarity that best tells its exemplars from everyday prompts and other principles'.
+        """For each principle, the similarity that best tells its exemplars from everyday prompts and, for a risk, from the
+        other principles' exemplars.
 
         Each exemplar is compared with the *other* exemplars of its principle, the rest with all of them.
         """
@@ -176,7 +187,7 @@ class ValueRetriever:
         best = max(own, key=similarity.__getitem__)
         rival = max(against, key=similarity.__getitem__, default=None)
         score, exemplar = float(similarity[best]), self._entries[best].text
-        stated = next((word for word in self._stated_words(principle) if has_word(prompt, word)), None)
+        stated = stated_identity(prompt) if principle.kind == "debias" else None
         applies = False
         if stated:
             why = f"the prompt states {stated!r}, so it is left alone"
@@ -192,18 +203,13 @@ class ValueRetriever:
             why, applies = f"exemplar {exemplar!r} at {score:.2f} reaches the threshold {threshold:.2f}", True
         return applies, ValueDecision(prompt, principle.id, principle.statement, score, threshold, exemplar, why)
 
-    def _stated_words(self, principle: ValuePrinciple) -> list[str]:
-        """Words that state an attribute of any debias principle (its classes, and what they are called)."""
-        if principle.kind != "debias":
-            return []
-        attributes = [pair for p in self.principles if p.kind == "debias" for pair in p.attributes.items()]
-        return [word for name, text in attributes for word in (name, re.sub(r"^(an?|the) | person$", "", text))]
-
 
 def _view(text: str, kind: str) -> str:
     """What principles of a kind read: risks the whole text, people its subject."""
-    text = _FRAMING.sub("", text)
-    return text if kind == "detoxify" else _OWNER.sub("", _SETTING.sub("", text)) or text
+    if kind == "detoxify":
+        return _FRAMING.sub("", text) or text
+    subject = _FRAMING.split(text)[-1]
+    return _OWNER.sub("", _SETTING.sub("", _OPENING.sub("", subject))) or text
 
 
 def has_word(text: str, word: str) -> bool:

@@ -82,7 +82,8 @@ def _load_state(file: Path, names, parameters, optimizer, average) -> int:
             parameter.copy_(state.get_tensor(f"parameter/{name}"))
             if average:
                 average[i].copy_(state.get_tensor(f"average/{name}"))
-            optimizer.state[parameter] = {key: state.get_tensor(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            moments = {key: state.get_tensor(f"{key}/{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": state.get_tensor(f"step/{name}"), **moments}
         return int(state.metadata()["step"])
 
 
@@ -127,7 +128,7 @@ def train_value_encoder(
             prompt_embeds = text_encoder(tokenize(tokenizer, [row["prompt"] for row in chosen]).to(device)).last_hidden_state
             prompt_embeds = prompt_embeds.repeat(2, 1, 1)
             reference = squared_error(unet(noisy, t, prompt_embeds).sample, target)
-        tokens = encode_value(value_encoder, tokenizer, [value_text(row["value"], row["prompt"]) for row in chosen])
+        tokens = encode_value(value_encoder, tokenizer, [value_text(row["value"], row["prompt"]) for row in chosen], device)
         error = squared_error(unet(noisy, t, fuse(tokens.repeat(2, 1), prompt_embeds)).sample, target)
         losses, statistics = objective(error[:batch], reference[:batch], error[batch:], reference[batch:])
         return losses.mean(), {name: values.mean().item() for name, values in statistics.items()}

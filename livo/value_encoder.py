@@ -56,20 +56,20 @@ class ValueEncoder(CLIPTextModel):
         elif path.exists() or path.is_absolute() or str(source).startswith("."):
             raise FileNotFoundError(f"{path}: a value encoder is a folder or a .safetensors file, and this is neither")
         else:
-            encoder = cls._from_folder(str(source), subfolder="value_encoder")
-        for name in ("hidden_size", "vocab_size"):
-            ours, theirs = getattr(encoder.config, name), getattr(like.config, name)
-            if ours != theirs:
-                raise ValueError(
-                    f"value encoder {source}: {name} is {ours}, the backbone's text encoder has {theirs}; "
-                    "load the encoder that was trained for this backbone"
-                )
+            try:
+                encoder = cls._from_folder(str(source), subfolder="value_encoder")
+            except OSError:
+                encoder = cls._from_folder(str(source))
+        check_fit(encoder, like, f"value encoder {source}")
         return encoder.to(like.device, like.dtype).eval()
 
     @classmethod
     def _from_folder(cls, folder: str | Path, **where) -> ValueEncoder:
         # CLIPTextModel knows the legacy keys and a subclass does not; the two differ in methods alone.
-        encoder, report = CLIPTextModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
+        try:
+            encoder, report = CLIPTextModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
+        except SafetensorError as error:
+            raise ValueError(f"value encoder {folder}: its weights cannot be read ({error}); save or download it again") from error
         encoder.__class__ = cls
         if report["missing_keys"]:
             raise ValueError(f"value encoder {folder}: {_some(report['missing_keys'])} missing; is it the whole encoder?")
@@ -101,6 +101,16 @@ class ValueEncoder(CLIPTextModel):
                 )
         encoder.load_state_dict({key: value.to(torch.float32) for key, value in state.items()}, strict=False)
         return encoder
+
+
+def check_fit(encoder: CLIPTextModel, like: CLIPTextModel, name: str) -> None:
+    """Raise ValueError unless `encoder` reads the tokens of `like` and writes its width."""
+    width, vocabulary = encoder.config.hidden_size, encoder.config.vocab_size
+    if width != like.config.hidden_size or vocabulary > like.config.vocab_size:
+        raise ValueError(
+            f"{name}: hidden_size is {width} and vocab_size {vocabulary}, the backbone's text encoder has "
+            f"{like.config.hidden_size} and {like.config.vocab_size}; load the encoder that was trained for this backbone"
+        )
 
 
 def _some(keys: list[str]) -> str:

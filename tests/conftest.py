@@ -101,7 +101,7 @@ def base(tiny_checkpoint):
 def pipe(tiny_checkpoint):
     """LiVO on the tiny checkpoint, with an encoder whose weights differ from the text encoder's."""
     pipe = LiVOPipeline.from_pretrained(tiny_checkpoint, value_principles=PRINCIPLES, dtype=torch.float32)
-    pipe.retriever.__dict__["embedder"] = WordEmbedder()
+    pipe.retriever._embedder = WordEmbedder()
     encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
     torch.manual_seed(1)
     with torch.no_grad():

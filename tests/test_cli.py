@@ -27,7 +27,8 @@ def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, 
 
 def test_env_names_the_versions_for_a_bug_report(capsys):
     assert main(["env"]) == 0
-    assert all(name in capsys.readouterr().out for name in ("torch",))
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("python", "torch", "diffusers", "transformers", "livo", "cuda"))
 
 
 def test_papertown_grid_is_a_picture(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"principles", "objectives", "metrics", "conditioning", "everyday", "files", "pictures"},
+    {"principles", "objectives", "metrics", "conditioning", "everyday", "identity", "files", "pictures"},
     {"retriever", "value_encoder"},
     {"pipeline", "judges"},
     {"training"},

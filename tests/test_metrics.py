@@ -13,6 +13,7 @@ def test_d1_and_d2_equal_the_hand_computed_numbers():
     assert metrics.d1(n) == pytest.approx(60.0)
     assert metrics.d2(n) == pytest.approx(100 * np.sqrt(0.3**2 + 0.3**2))
     assert metrics.d1(np.array([10] * 5)) == metrics.d2(np.array([10] * 5)) == 0.0
+    assert np.isnan([metrics.d1(np.array([0, 0])), metrics.d2(np.array([0, 0]))]).all()
 
 
 @pytest.mark.parametrize(("metric", "classes", "floor"), [("d1", 2, 11.2), ("d2", 2, 8.0), ("d1", 5, 14.6), ("d2", 5, 11.9)])

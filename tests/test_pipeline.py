@@ -123,8 +123,15 @@ def test_what_cannot_be_honoured_is_an_error_that_says_what_to_do(pipe):
         pipe(DOCTOR, value=["bloody", None], **FAST)
     with pytest.raises(ValueError, match="value_scale is -1"):
         pipe(DOCTOR, value="bloody", value_scale=-1, **FAST)
-    with pytest.raises(ValueError, match="empty text"):
-        pipe(DOCTOR, value=" ", **FAST)
+    for nothing in (" ", "none", 5):
+        with pytest.raises(ValueError, match="value is"):
+            pipe(DOCTOR, value=nothing, **FAST)
+    with pytest.raises(ValueError, match="no principle has the id 'blody'"):
+        pipe(DOCTOR, value="blody", **FAST)
+    with pytest.raises(ValueError, match="1 generators for 2 images"):
+        pipe(DOCTOR, num_images_per_prompt=2, generator=[torch.Generator()], **FAST)
+    with pytest.raises(ValueError, match="value_scale is 'strong'"):
+        pipe(DOCTOR, value_scale="strong", **FAST)
     with pytest.raises(ValueError, match="needs the text of the prompt"):
         pipe(prompt_embeds=torch.zeros(1, 77, 32), **FAST)
     pipe.retriever = None
@@ -155,7 +162,7 @@ def test_saving_and_loading_brings_everything_back(pipe, tmp_path):
     pipe.value_encoder.config.value_statements = ["gender equality"]
     pipe.save_pretrained(tmp_path)
     again = LiVOPipeline.from_pretrained(tmp_path)
-    again.retriever.__dict__["embedder"] = WordEmbedder()
+    again.retriever._embedder = WordEmbedder()
     again.set_progress_bar_config(disable=True)
     assert again.principles == PRINCIPLES and again.value_encoder.statements == ("gender equality",)
     assert np.array_equal(images(again, WARRIOR, generator=seeded(0)), images(pipe, WARRIOR, generator=seeded(0)))
@@ -194,6 +201,28 @@ def test_the_assignment_repeats_with_the_seed_and_changes_with_it(pipe):
 
     assert applied(0) == applied(0)
     assert len({tuple(applied(seed)) for seed in range(4)}) > 1
+
+
+def test_a_generator_that_goes_on_gives_single_images_the_token_at_the_rate(pipe):
+    generator = seeded(0)
+    hits = [pipe(DOCTOR, generator=generator, num_inference_steps=1, output_type="latent").decisions[0].applied for _ in range(40)]
+    assert 10 <= sum(hits) <= 30
+
+
+def test_a_statement_that_belongs_to_a_principle_is_that_principle(pipe):
+    out = pipe(DOCTOR, value="gender equality", num_images_per_prompt=4, **FAST)
+    assert out.decisions[0].id == "gender_equality" and sum(d.applied for d in out.decisions) == 2
+
+
+def test_principles_that_are_passed_over_are_named(pipe):
+    pipe.load_value_principles([*PRINCIPLES, ValuePrinciple(id="calm", statement="calm", kind="debias", exemplars=("a doctor",))])
+    decision = pipe(DOCTOR, **FAST).decisions[0]
+    assert decision.id == "gender_equality" and decision.why.endswith("; passed over: calm")
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), torch.tensor(0.5), 1])
+def test_a_scale_may_be_any_number(pipe, scale):
+    assert pipe(WARRIOR, value_scale=scale, **FAST).decisions[0].scale == float(scale)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1 / 3, 0.5, 0.8, 1.0])

@@ -47,9 +47,9 @@ def test_training_moves_the_encoder_towards_the_aligned_images_and_never_the_bac
     before = {k: v.clone() for k, v in (pipe.unet.state_dict() | pipe.text_encoder.state_dict()).items()}
     encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
     objective = partial(livo, beta=100.0, alpha=50.0)
-    settings = {"steps": 40, "lr": 3e-3, "batch": 8, "state_file": tmp_path / "state"}
+    settings = {"steps": 60, "lr": 2e-2, "batch": 8, "state_file": tmp_path / "state"}
     records = list(train_value_encoder(encoder, pipe, *pairs(), objective, **settings))
-    early, late = (sum(r["winner_gain"] - -r["loser_gain"] for r in part) for part in (records[:10], records[-10:]))
+    early, late = (sum(r["winner_gain"] + r["loser_push"] for r in part) for part in (records[:10], records[-10:]))
     assert late > early + 1e-4 and records[-1]["loss"] < records[0]["loss"]
     after = pipe.unet.state_dict() | pipe.text_encoder.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)
@@ -58,8 +58,8 @@ def test_training_moves_the_encoder_towards_the_aligned_images_and_never_the_bac
 def test_before_training_the_errors_are_those_of_a_token_that_changes_little(pipe, tmp_path):
     """The record's gains are measured against the same UNet without a token."""
     encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
-    settings = {"steps": 1, "lr": 0.0, "batch": 8, "state_file": tmp_path / "state"}
+    settings = {"steps": 1, "lr": 0.0, "batch": 1, "state_file": tmp_path / "state"}
     record = next(iter(train_value_encoder(encoder, pipe, *pairs(), livo, **settings)))
     assert abs(record["winner_gain"]) < 0.05 and record["loss"] == pytest.approx(
-        max(0, 1 - 1000 * record["winner_gain"]) + max(0, 0.5 - 500 * record["loser_gain"]), rel=0.5
+        max(0, 1 - 1000 * record["winner_gain"]) + max(0, 0.5 - 500 * record["loser_push"]), rel=1e-3
     )

@@ -60,7 +60,7 @@ def test_the_record_of_statements_travels_with_the_folder_and_not_with_a_bare_fi
 def test_what_does_not_fit_is_named(pipe, tmp_path):
     wide = CLIPTextModel(CLIPTextConfig(vocab_size=len(pipe.tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
     wide.save_pretrained(tmp_path / "wide")
-    with pytest.raises(ValueError, match="hidden_size is 64, the backbone's text encoder has 32"):
+    with pytest.raises(ValueError, match="hidden_size is 64 and vocab_size 1051, the backbone's text encoder has 32"):
         ValueEncoder.load(tmp_path / "wide", pipe.text_encoder)
     with pytest.raises(ValueError, match=r"has shape"):
         ValueEncoder.load(tmp_path / "wide" / "model.safetensors", pipe.text_encoder)

@@ -1,4 +1,4 @@
-"""`python -m livo.papertown build | figures`"""
+"""`python -m livo.papertown build | calibrate | figures`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 parser = argparse.ArgumentParser(prog="python -m livo.papertown", description="Rebuild Papertown's weights, or measure them.")
-parser.add_argument("what", choices=["build", "figures"])
+parser.add_argument("what", choices=["build", "calibrate", "figures"])
 parser.add_argument(
     "--work", type=Path, default=Path("build/papertown"), help="folder of intermediate results (default build/papertown)"
 )
@@ -19,6 +19,10 @@ if args.what == "build":
     from livo.papertown.build import build
 
     build(args.work)
+elif args.what == "calibrate":
+    from livo.papertown.figures import calibrate
+
+    calibrate(args.work / "readings")
 else:
     from livo.papertown.figures import figures
 

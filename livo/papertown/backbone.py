@@ -200,7 +200,7 @@ def train_unet(
         x = latents[indices].float()
         noise = torch.randn(x.shape, generator=generator)
         t = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch  # stratified
-        t = (t * schedule.config.num_train_timesteps).long()
+        t = (t * schedule.config.num_train_timesteps).long().clamp(max=schedule.config.num_train_timesteps - 1)
         noisy, target = schedule.add_noise(x, noise, t), schedule.get_velocity(x, noise, t)
         with torch.no_grad():
             hidden = text_encoder(ids.to(device)).last_hidden_state

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from livo import objectives
-from livo.files import replacing
+from livo.files import remove, replacing
 from livo.judges import PapertownJudge
 from livo.papertown import backbone, judging, pairs
 from livo.papertown.scene import LABELS
@@ -34,14 +34,14 @@ def build(work: Path, weights: Path = PAPERTOWN) -> None:
     """Everything, in order; `weights` is replaced when all of it is there."""
     work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _stage(work / "vae", lambda folder: _build_vae(work, device).save_pretrained(folder))
-    _stage(work / "judge", lambda folder: _build_judge(work, device).save_pretrained(folder))
-    _stage(work / "backbone", lambda folder: _build_backbone(work, device).save_pretrained(folder))
+    _stage(work / "vae", lambda folder: _build_vae(work, device).save_pretrained(folder), "vae", "decoder")
+    _stage(work / "judge", lambda folder: _build_judge(work, device).save_pretrained(folder), "judge")
+    _stage(work / "backbone", lambda folder: _build_backbone(work, device).save_pretrained(folder), "text_encoder", "unet")
     pipe = LiVOPipeline.from_pretrained(work / "backbone").to(device)
     pipe.set_progress_bar_config(disable=True)
     judge = PapertownJudge.from_pretrained(work / "judge").to(device)
     _build_pairs(work, pipe, judge)
-    _stage(work / "value_encoder", lambda folder: _build_value_encoder(work, pipe).save_pretrained(folder))
+    _stage(work / "value_encoder", lambda folder: _build_value_encoder(work, pipe).save_pretrained(folder), "value_encoder")
     export(work, weights)
 
 
@@ -50,7 +50,7 @@ def export(work: Path, weights: Path) -> None:
     pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
     with replacing(weights) as temporary:
         pipe.save_pretrained(temporary)
-        (temporary / PRINCIPLES_FILE).unlink()  # the bundled file is used, so that there is one copy of it
+        remove(temporary / PRINCIPLES_FILE)  # the bundled file is used, so that there is one copy of it
         PapertownJudge.from_pretrained(work / "judge").half().save_pretrained(temporary / "judge")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
     print(f"{weights}: {size / 1e6:.1f} MB")
@@ -144,8 +144,13 @@ def _follow(name: str, records: Iterator[dict[str, float]], steps: int) -> None:
     bar.close()
 
 
-def _stage(result: Path, make: Callable[[Path], None]) -> None:
-    """Make `result` under a temporary name unless it is there, so that what is there is whole."""
+def _stage(result: Path, make: Callable[[Path], None], *states: str) -> None:
+    """Make `result` under a temporary name unless it is there, so that what is there is whole.
+
+    The training `states` that led to it are removed with it done: deleting a result is how to have it made again.
+    """
     if not result.exists():
         with replacing(result) as temporary:
             make(temporary)
+        for state in states:
+            remove(result.parent / f"{state}.state.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from livo.papertown import judging, world
 from livo.papertown.corpus import scene as corpus_scene
 from livo.papertown.scene import Scene, describe, sample_prompt
 from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.principles import ValuePrinciple
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
 CLASSES = {"gender_equality": ("gender", world.GENDERS), "racial_equality": ("race", world.RACES)}
+_RATES = [round(0.05 * i, 2) for i in range(21)]
 Reading = dict[str, str]
+Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's
 
 
 class Reader:
@@ -29,13 +33,15 @@ class Reader:
 
     def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path):
         self.pipe, self.judge, self.cache = pipe, judge, cache
-        weights = [judge.revision, *(_digest(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae, pipe.value_encoder))]
-        self.identity = ["-".join(weights), IMAGES, STEPS, GUIDANCE]
+        self.weights = "-".join(
+            [judge.revision, *(_digest(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae, pipe.value_encoder))]
+        )
 
-    def read(self, prompt: str, value: str | None, rate: float | None = None) -> list[Reading]:
+    def read(self, prompt: str, value: ValuePrinciple | None) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
-        key = hashlib.sha256(json.dumps([*self.identity, prompt, value, rate]).encode()).hexdigest()[:24]
-        file = self.cache / f"{key}.json"
+        what = [value.statement, value.apply_rate] if value else None
+        key = json.dumps([self.weights, dict(self.pipe.scheduler.config), IMAGES, STEPS, GUIDANCE, prompt, what], default=str)
+        file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
             out = self.pipe(
@@ -50,7 +56,7 @@ class Reader:
                 temporary.write_text(json.dumps(self.judge.read(out.images)))
         return json.loads(file.read_text())
 
-    def read_all(self, prompts: Sequence[str], value: str | None, what: str) -> list[list[Reading]]:
+    def read_all(self, prompts: Sequence[str], value: ValuePrinciple | None, what: str) -> list[list[Reading]]:
         return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
 
 
@@ -74,33 +80,41 @@ def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> l
     return [metrics.share([r[name] == scene.labels()[name] for r in rows]) for rows, scene in zip(readings, wanted, strict=True)]
 
 
-def debias_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
+def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
+    """Training careers in held-out places, and held-out careers in held-out places and wordings."""
     rows = []
-    for split, wanted in (
-        ("training careers", scenes(world.CAREERS.train)),
-        ("held-out careers", scenes(world.CAREERS.held_out, 2)),
+    held_out = [describe(s, world.TEMPLATES.held_out[i % 3]) for i, s in enumerate(scenes(world.CAREERS.held_out, 2))]
+    for split, wanted, prompts in (
+        ("training careers", scenes(world.CAREERS.train), [describe(s) for s in scenes(world.CAREERS.train)]),
+        ("held-out careers", scenes(world.CAREERS.held_out, 2), held_out),
     ):
-        prompts = [describe(scene) for scene in wanted]
         base = reader.read_all(prompts, None, f"base, {split}")
         for principle in CLASSES:
-            ours = reader.read_all(prompts, principle, f"{principle}, {split}")
+            ours = reader.read_all(prompts, principles[principle], f"{principle}, {split}")
             label = f"{principle}, {split}"
             rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
             rows.append((f"D2 {label}", bias(base, principle, metrics.d2), bias(ours, principle, metrics.d2)))
+            rows.append((f"unread %, {label}", unread(base, principle), unread(ours, principle)))
             rows += [
                 (f"{name} kept %, {label}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")
             ]
     return rows
 
 
-def risk_rows(reader: Reader) -> list[tuple[str, list[float], list[float]]]:
+def unread(readings: list[list[Reading]], principle: str) -> list[float]:
+    """Percentage of a prompt's images that show none of the classes."""
+    name, classes = CLASSES[principle]
+    return [metrics.share([r[name] not in classes for r in rows]) for rows in readings]
+
+
+def risk_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
     """Held-out careers, places and wordings, each wording in turn."""
     rows = []
     for risk in world.RISKS:
         wordings = world.RISK_WORDINGS[risk].held_out
         wanted = scenes(world.CAREERS.held_out, risk=risk)
         prompts = [describe(scene, risk_wording=wordings[i % 2]) for i, scene in enumerate(wanted)]
-        base, ours = reader.read_all(prompts, None, f"base, {risk}"), reader.read_all(prompts, risk, f"LiVO, {risk}")
+        base, ours = reader.read_all(prompts, None, f"base, {risk}"), reader.read_all(prompts, principles[risk], f"LiVO, {risk}")
         toxic = [[metrics.share([r[risk] == "yes" for r in rows]) for rows in readings] for readings in (base, ours)]
         rows.append((f"R {risk}, held-out careers and wordings", *toxic))
         rows += [(f"{name} kept %, {risk}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")]
@@ -121,16 +135,17 @@ def backbone_fidelity(pipe: LiVOPipeline, judge: PapertownJudge, count: int = 10
         labels = scene.labels()
         stated = scene.stated - {"adjective", "risk"} | ({"mood"} if "adjective" in scene.stated else set())
         if scene.subject == "person":
-            hits.setdefault("risk", []).append(all(read[r] == labels[r] for r in world.RISKS))
+            hits.setdefault("risk" if scene.risk else "no risk", []).append(all(read[r] == labels[r] for r in world.RISKS))
         for name in stated - {"race"} if scene.risk == "zombie" else stated:
             hits.setdefault(name, []).append(read[name] == labels[name])
     return {name: metrics.share(values) for name, values in sorted(hits.items())}
 
 
 def retrieval(pipe: LiVOPipeline, count: int = 200) -> dict[str, float]:
-    """Percentage of held-out prompts for which the retriever's first choice is right, by what the prompts are.
+    """Percentage of prompts for which the retriever's first choice is right, by what the prompts are.
 
-    A prompt that is left alone gives the base pipeline's images bit for bit.
+    Careers, places and wordings are those held out of value training; the principle file's keywords know the wordings. A prompt
+    that is left alone gives the base pipeline's images bit for bit.
     """
     rng = np.random.default_rng(8)
     kinds: dict[str, tuple[str | None, list[str]]] = {
@@ -161,25 +176,41 @@ def _held_out_scene(rng: np.random.Generator, identity: bool = False, person: bo
     return scene.stating(place=str(rng.choice(world.PLACES.held_out))) if rng.random() < 0.5 else scene
 
 
+def calibrate(cache: Path) -> dict[str, float]:
+    """For each debias principle the apply rate with the least mean D1 on training careers in training places."""
+    reader, principles = _reader(cache)
+    places = world.PLACES.train
+    prompts = [describe(Scene(career=c).stating(place=places[i % len(places)])) for i, c in enumerate(world.CAREERS.train)]
+    base = reader.read_all(prompts, None, "base")
+    rates = {}
+    for principle, (name, classes) in CLASSES.items():
+        ours = reader.read_all(prompts, replace(principles[principle], apply_rate=1.0), principle)
+        without, with_ = ([metrics.counts([r[name] for r in rows], classes) for rows in readings] for readings in (base, ours))
+        d1 = {
+            rate: np.mean([metrics.d1((1 - rate) * b + rate * o) for b, o in zip(without, with_, strict=True)]) for rate in _RATES
+        }
+        rates[principle] = best = min(d1, key=d1.get)
+        print(f"{principle}: apply_rate {best} gives D1 {d1[best]:.1f} ({len(prompts)} training prompts, {IMAGES} images each)")
+    return rates
+
+
 def figures(cache: Path, output: Path) -> dict:
     """Measure everything, print the tables, write `output` (JSON)."""
-    pipe = LiVOPipeline.from_pretrained("papertown")
-    pipe.set_progress_bar_config(disable=True)
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
-    reader = Reader(pipe, judge, cache)
+    reader, principles = _reader(cache)
+    pipe, judge = reader.pipe, reader.judge
     accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
     chosen = retrieval(pipe)
     fidelity = backbone_fidelity(pipe, judge)
-    rows = debias_rows(reader) + risk_rows(reader)
+    rows = debias_rows(reader, principles) + risk_rows(reader, principles)
+    floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5)]
     print(
         f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
     )
     print("judge, % of 2,000 fresh renders: " + ", ".join(f"{k} {v:.2f}" for k, v in accuracy.items()))
-    print(f"backbone, % of 1,000 prompts shown as stated: {', '.join(f'{k} {v:.1f}' for k, v in fidelity.items())}")
-    print(
-        f"fair i.i.d. D1 at N=50: {metrics.fair_floor(metrics.d1, 2, 50):.1f} (K=2), {metrics.fair_floor(metrics.d1, 5, 50):.1f} (K=5)"
-    )
-    print(f"{'':58} {'prompts':>7}  {'base':>20}  {'LiVO':>20}")
+    print("backbone, % of 1,000 prompts shown as stated: " + ", ".join(f"{k} {v:.1f}" for k, v in fidelity.items()))
+    print("retriever, % right of 200 prompts each: " + ", ".join(f"{k} {v:.1f}" for k, v in chosen.items()))
+    print(f"D1 of a fair sampler at N = {IMAGES}: {floors[0]:.1f} for two classes, {floors[1]:.1f} for five")
+    print(f"{'':58} {'prompts':>7}  {'base':>20}  {'LiVO':>20}   (95% bootstrap intervals over prompts)")
     for label, base, ours in rows:
         print(f"{label:58} {len(base):7}  {_with_interval(base):>20}  {_with_interval(ours):>20}")
     result = {
@@ -189,16 +220,29 @@ def figures(cache: Path, output: Path) -> dict:
             "steps": STEPS,
             "guidance": GUIDANCE,
             "seed": "sha256 of the prompt",
-            "weights": reader.identity[0],
+            "weights": reader.weights,
         },
         "backbone_fidelity": fidelity,
         "retrieval": chosen,
-        "rows": [{"figure": label, "base": base, "livo": ours} for label, base, ours in rows],
+        "rows": [
+            {"figure": label, "prompts": len(base), "base": _summary(base), "livo": _summary(ours)} for label, base, ours in rows
+        ],
     }
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{output} written")
     return result
+
+
+def _reader(cache: Path) -> tuple[Reader, dict[str, ValuePrinciple]]:
+    pipe = LiVOPipeline.from_pretrained("papertown")
+    pipe.set_progress_bar_config(disable=True)
+    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    return Reader(pipe, judge, cache), {principle.id: principle for principle in pipe.principles}
+
+
+def _summary(values: list[float]) -> dict:
+    return {"mean": float(np.mean(values)), "interval": metrics.bootstrap_interval(values), "per_prompt": values}
 
 
 def _with_interval(values: list[float]) -> str:

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from livo.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.scene import Scene, describe
+from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
-PAIRS = {"nudity": 400, "bloody": 300, "zombie": 300, "gender_equality": 600, "racial_equality": 800}
+PAIRS = {"nudity": 300, "bloody": 250, "zombie": 250, "gender_equality": 450, "racial_equality": 600}
+_CLASSES = {"gender": world.GENDERS, "race": world.RACES}
+_DEBIASED = {"gender_equality": "gender", "racial_equality": "race"}
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,19 @@ class Plan:
 
 
 @torch.no_grad()
-def generate(pipe: StableDiffusionPipeline, prompts: list[str], seed: int, **kwargs) -> tuple[torch.Tensor, list[Image.Image]]:
+def generate(pipe: LiVOPipeline, prompts: list[str], seed: int) -> tuple[torch.Tensor, list[Image.Image]]:
     """Scaled latents (N, 4, 16, 16) and the images they decode to."""
-    latents = pipe(
-        prompts,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-        **kwargs,
-    ).images
-    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    return latents, pipe.image_processor.postprocess(decoded)
+    with torch.autocast(pipe.device.type, torch.bfloat16):
+        latents = pipe(
+            prompts,
+            value=None,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images.float()
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return latents, pipe.image_processor.postprocess(decoded.float())
 
 
 def majority_scenes() -> list[Scene]:
@@ -58,15 +61,17 @@ def majority_scenes() -> list[Scene]:
     return [Scene(career=career) for career in world.CAREERS.train] + [Scene().stating(adjective=a) for a in adjectives]
 
 
-def majorities(pipe: StableDiffusionPipeline, judge: PapertownJudge, images: int = 20) -> Iterator[tuple[str, dict[str, str]]]:
+def majorities(pipe: LiVOPipeline, judge: PapertownJudge, images: int = 16) -> Iterator[tuple[str, dict[str, str]]]:
     """The gender and the race that the backbone draws most for each of `majority_scenes` when none is stated."""
-    for number, scene in enumerate(majority_scenes()):
-        _, pictures = generate(pipe, [describe(scene)] * images, seed=number)
+    scenes, together = majority_scenes(), BATCH // images
+    for first in range(0, len(scenes), together):
+        group = scenes[first : first + together]
+        _, pictures = generate(pipe, [describe(scene) for scene in group for _ in range(images)], seed=first)
         read = judge.read(pictures)
-        gender, race = (
-            _most(classes, [r[name] for r in read]) for name, classes in (("gender", world.GENDERS), ("race", world.RACES))
-        )
-        yield scene.adjective or scene.career, {"gender": gender, "race": race}
+        for i, scene in enumerate(group):
+            mine = read[i * images : (i + 1) * images]
+            most = {name: _most(classes, [r[name] for r in mine]) for name, classes in _CLASSES.items()}
+            yield scene.adjective or scene.career, most
 
 
 def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], rng: np.random.Generator) -> Plan:
@@ -87,23 +92,31 @@ def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], rng: np
         risky = replace(scene, risk=principle.id)
         prompt = describe(risky, template, _pick(rng, world.RISK_WORDINGS[principle.id].train))
         return Plan(principle.id, prompt, scene, risky)
-    name, classes = ("gender", world.GENDERS) if principle.id == "gender_equality" else ("race", world.RACES)
+    name = _DEBIASED[principle.id]
     most = majority[adjective if person else scene.career][name]
-    rare = _pick(rng, [c for c in classes if c != most])
+    rare = _pick(rng, [c for c in _CLASSES[name] if c != most])
     return Plan(principle.id, describe(scene, template), scene.stating(**{name: rare}), scene.stating(**{name: most}))
 
 
 def make_pairs(
-    pipe: StableDiffusionPipeline,
+    pipe: LiVOPipeline,
     judge: PapertownJudge,
     principle: ValuePrinciple,
     majority: dict[str, dict[str, str]],
     count: int,
     seed: int,
 ) -> Iterator[tuple[Plan, torch.Tensor, torch.Tensor]]:
-    """`count` pairs (plan, aligned latents, violating latents) whose two images both show what they should."""
+    """`count` pairs (plan, aligned latents, violating latents) whose two images both show what they should.
+
+    Raises:
+        RuntimeError: too few images show what they should; the backbone or the judge is not good enough.
+    """
     made, round_ = 0, 0
     while made < count:
+        if round_ * BATCH > 20 * count:
+            raise RuntimeError(
+                f"{principle.id}: only {made} of {count} pairs after {round_ * BATCH} images; look at the backbone's pictures"
+            )
         rng = np.random.default_rng((seed, round_))
         plans = [plan(principle, majority, rng) for _ in range(BATCH // 2)]
         scenes = [s for p in plans for s in (p.aligned, p.violating)]
