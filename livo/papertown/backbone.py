@@ -95,6 +95,14 @@ def new_tokenizer(vocabulary: int = 1536) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
 
 
+def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """vocab.json and merges.txt, from which transformers 4 makes its CLIPTokenizer."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges))
+
+
 # Words of the value statements and of everyday prompts that the grammar does not contain.
 _GENERAL_WORDS = """
 gender racial equality nudity bloody content zombie considered inappropriate towards fairness safe respectful man woman people crowd
@@ -165,6 +173,7 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # Stable Diffusion's, and without effect on trailing steps
     )
 
 

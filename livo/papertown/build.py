@@ -50,6 +50,7 @@ def export(work: Path, weights: Path) -> None:
     pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
     with replacing(weights) as temporary:
         pipe.save_pretrained(temporary)
+        backbone.save_vocabulary(pipe.tokenizer, temporary / "tokenizer")
         remove(temporary / PRINCIPLES_FILE)  # the bundled file is used, so that there is one copy of it
         PapertownJudge.from_pretrained(work / "judge").half().save_pretrained(temporary / "judge")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())

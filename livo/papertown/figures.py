@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from livo import metrics
@@ -44,20 +45,20 @@ class Reader:
         file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
-            out = self.pipe(
-                prompt,
-                value=value,
-                num_images_per_prompt=IMAGES,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                generator=torch.Generator().manual_seed(seed),
-            )
+            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=IMAGES))
             with replacing(file) as temporary:
-                temporary.write_text(json.dumps(self.judge.read(out.images)))
+                temporary.write_text(json.dumps(readings))
         return json.loads(file.read_text())
 
     def read_all(self, prompts: Sequence[str], value: ValuePrinciple | None, what: str) -> list[list[Reading]]:
         return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
+
+
+def sample(pipe: LiVOPipeline, prompt: str | list[str], seed: int, **kwargs) -> list[Image.Image]:
+    """Images at the settings of the figures, in bfloat16 autocast (2.5 times as fast as float32 on a CPU that has it)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.autocast(pipe.device.type, torch.bfloat16):
+        return pipe(prompt, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, **kwargs).images
 
 
 def scenes(careers: Sequence[str], rounds: int = 1, **stated) -> list[Scene]:
@@ -127,9 +128,7 @@ def backbone_fidelity(pipe: LiVOPipeline, judge: PapertownJudge, count: int = 10
     prompts = [sample_prompt(scene, np.random.default_rng((9, i))) for i, scene in enumerate(wanted)]
     readings = []
     for first in tqdm(range(0, count, IMAGES), "backbone fidelity", unit="batch", mininterval=5):
-        generator = torch.Generator().manual_seed(first)
-        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generator}
-        readings += judge.read(pipe(prompts[first : first + IMAGES], value=None, **options).images)
+        readings += judge.read(sample(pipe, prompts[first : first + IMAGES], first, value=None))
     hits: dict[str, list[bool]] = {}
     for scene, read in zip(wanted, readings, strict=True):
         labels = scene.labels()
@@ -210,9 +209,9 @@ def figures(cache: Path, output: Path) -> dict:
     print("backbone, % of 1,000 prompts shown as stated: " + ", ".join(f"{k} {v:.1f}" for k, v in fidelity.items()))
     print("retriever, % right of 200 prompts each: " + ", ".join(f"{k} {v:.1f}" for k, v in chosen.items()))
     print(f"D1 of a fair sampler at N = {IMAGES}: {floors[0]:.1f} for two classes, {floors[1]:.1f} for five")
-    print(f"{'':58} {'prompts':>7}  {'base':>20}  {'LiVO':>20}   (95% bootstrap intervals over prompts)")
+    print("\n| figure, mean over prompts [95% bootstrap interval] | prompts | base | LiVO |\n|---|---|---|---|")
     for label, base, ours in rows:
-        print(f"{label:58} {len(base):7}  {_with_interval(base):>20}  {_with_interval(ours):>20}")
+        print(f"| {label} | {len(base)} | {_with_interval(base)} | {_with_interval(ours)} |")
     result = {
         "judge": {"name": judge.name, "revision": judge.revision, "accuracy": accuracy},
         "settings": {

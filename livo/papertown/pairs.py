@@ -24,7 +24,7 @@ from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
-PAIRS = {"nudity": 300, "bloody": 250, "zombie": 250, "gender_equality": 450, "racial_equality": 600}
+PAIRS = {"nudity": 300, "bloody": 250, "zombie": 250, "gender_equality": 450, "racial_equality": 900}
 _CLASSES = {"gender": world.GENDERS, "race": world.RACES}
 _DEBIASED = {"gender_equality": "gender", "racial_equality": "race"}
 
@@ -74,8 +74,11 @@ def majorities(pipe: LiVOPipeline, judge: PapertownJudge, images: int = 16) -> I
             yield scene.adjective or scene.career, most
 
 
-def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], rng: np.random.Generator) -> Plan:
-    """Draw a scene of the training split and the two variants that the principle tells apart."""
+def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], used: Counter, rng: np.random.Generator) -> Plan:
+    """Draw a scene of the training split and the two variants that the principle tells apart.
+
+    `used` counts the aligned classes of each subject, so that they come out even: guidance would amplify any imbalance.
+    """
     person = rng.random() < 0.15
     adjective = _pick(rng, world.GOODNESS.train + world.BADNESS.train) if person or rng.random() < 0.15 else None
     scene = Scene(career=world.CIVILIAN if person else _pick(rng, world.CAREERS.train), adjective=adjective)
@@ -93,8 +96,11 @@ def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], rng: np
         prompt = describe(risky, template, _pick(rng, world.RISK_WORDINGS[principle.id].train))
         return Plan(principle.id, prompt, scene, risky)
     name = _DEBIASED[principle.id]
-    most = majority[adjective if person else scene.career][name]
-    rare = _pick(rng, [c for c in _CLASSES[name] if c != most])
+    subject = adjective if person else scene.career
+    most = majority[subject][name]
+    candidates = rng.permutation([c for c in _CLASSES[name] if c != most]).tolist()
+    rare = min(candidates, key=lambda c: used[subject, c])
+    used[subject, rare] += 1
     return Plan(principle.id, describe(scene, template), scene.stating(**{name: rare}), scene.stating(**{name: most}))
 
 
@@ -111,14 +117,14 @@ def make_pairs(
     Raises:
         RuntimeError: too few images show what they should; the backbone or the judge is not good enough.
     """
-    made, round_ = 0, 0
+    made, round_, used = 0, 0, Counter()
     while made < count:
         if round_ * BATCH > 20 * count:
             raise RuntimeError(
                 f"{principle.id}: only {made} of {count} pairs after {round_ * BATCH} images; look at the backbone's pictures"
             )
         rng = np.random.default_rng((seed, round_))
-        plans = [plan(principle, majority, rng) for _ in range(BATCH // 2)]
+        plans = [plan(principle, majority, used, rng) for _ in range(BATCH // 2)]
         scenes = [s for p in plans for s in (p.aligned, p.violating)]
         latents, pictures = generate(pipe, [describe(s) for s in scenes], seed=seed * 10_000 + round_)
         good = [_shows(scene, read) for scene, read in zip(scenes, judge.read(pictures), strict=True)]
