@@ -27,7 +27,7 @@ from livo.value_encoder import ValueEncoder
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000, "value_encoder": 1500}
-OBJECTIVE = partial(objectives.livo, beta=300.0, alpha=150.0, gamma_1=2.0, gamma_2=0.5)
+OBJECTIVE = partial(objectives.livo, beta=100.0, alpha=50.0, gamma_1=8.0, gamma_2=0.1)
 
 
 def build(work: Path, weights: Path = PAPERTOWN) -> None:

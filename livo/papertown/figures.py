@@ -34,14 +34,13 @@ class Reader:
 
     def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path):
         self.pipe, self.judge, self.cache = pipe, judge, cache
-        self.weights = "-".join(
-            [judge.revision, *(_digest(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae, pipe.value_encoder))]
-        )
+        self.base = "-".join([judge.revision, *(_digest(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
+        self.encoder = _digest(pipe.value_encoder)
 
     def read(self, prompt: str, value: ValuePrinciple | None) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
-        what = [value.statement, value.apply_rate] if value else None
-        key = json.dumps([self.weights, dict(self.pipe.scheduler.config), IMAGES, STEPS, GUIDANCE, prompt, what], default=str)
+        what = [self.encoder, value.statement, value.apply_rate] if value else None
+        key = json.dumps([self.base, dict(self.pipe.scheduler.config), IMAGES, STEPS, GUIDANCE, prompt, what], default=str)
         file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
@@ -219,7 +218,7 @@ def figures(cache: Path, output: Path) -> dict:
             "steps": STEPS,
             "guidance": GUIDANCE,
             "seed": "sha256 of the prompt",
-            "weights": reader.weights,
+            "weights": f"{reader.base}-{reader.encoder}",
         },
         "backbone_fidelity": fidelity,
         "retrieval": chosen,
