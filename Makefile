@@ -17,7 +17,7 @@ papertown: .venv/installed
 	$(BIN)/python -m livo.papertown build
 
 figures: .venv/installed
-	$(BIN)/python -m livo.papertown figures
+	$(BIN)/python -m livo.papertown figures -o docs/figures.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .
