@@ -205,7 +205,8 @@ class LiVOPipeline(StableDiffusionPipeline):
             embeds = given.get("prompt_embeds")
             if value is not None and not (isinstance(value, str) and value == "auto" and self.value_encoder is None):
                 raise ValueError(f"value={value!r} needs the text of the prompt: pass `prompt`, or value=None with `prompt_embeds`")
-            return [_none("", "value=None")] * (number * (1 if embeds is None else len(embeds)))
+            why = "value=None" if value is None else "no value encoder is loaded"
+            return [_none("", why)] * (number * (1 if embeds is None else len(embeds)))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         values = _one_each(value, prompts, "value", (str, ValuePrinciple, type(None)))
         scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (Real, str))

@@ -137,15 +137,23 @@ class ValueRetriever:
         np.put_along_axis(similarities, rows, found, axis=1)
         return similarities
 
-    def _rows(self, principle: ValuePrinciple) -> tuple[list[int], list[int]]:
-        """Rows of the index that speak for a principle, and against it."""
-        risk = principle.kind == "detoxify"
+    @cached_property
+    def _rows(self) -> dict[str, tuple[list[int], list[int]]]:
+        """For each principle, the rows of the index that speak for it, and against it."""
+
+        def against(entry: _Entry, principle: ValuePrinciple) -> bool:
+            if entry.exemplar:
+                return principle.kind == "detoxify" and entry.owner != principle.id
+            return entry.owner in (None, principle.id)
+
         rows = list(enumerate(self._entries))
-        return (
-            [i for i, entry in rows if entry.exemplar and entry.owner == principle.id],
-            [i for i, entry in rows if (risk if entry.exemplar else entry.owner is None) and entry.owner != principle.id]
-            + [i for i, entry in rows if not entry.exemplar and entry.owner == principle.id],
-        )
+        return {
+            p.id: (
+                [i for i, entry in rows if entry.exemplar and entry.owner == p.id],
+                [i for i, entry in rows if against(entry, p)],
+            )
+            for p in self.principles
+        }
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
@@ -156,7 +164,7 @@ class ValueRetriever:
         """
         thresholds = {}
         for principle in self.principles:
-            own, against = self._rows(principle)
+            own, against = self._rows[principle.id]
             exemplars = self._vectors[own]
             similarity = exemplars @ exemplars.T
             np.fill_diagonal(similarity, -1)
@@ -177,7 +185,7 @@ class ValueRetriever:
         return [replace(nearest, id=None, statement=None, why=why)]
 
     def _consider(self, principle: ValuePrinciple, prompt: str, similarity: np.ndarray) -> tuple[bool, ValueDecision]:
-        own, against = self._rows(principle)
+        own, against = self._rows[principle.id]
         threshold = self.thresholds[principle.id]
         keyword = next((word for word in principle.keywords if has_word(prompt, word)), None)
         sharing = [i for i in own if keyword and has_word(self._entries[i].text, keyword)]

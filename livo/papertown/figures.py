@@ -23,7 +23,6 @@ from livo.pipeline import PAPERTOWN, LiVOPipeline
 from livo.principles import ValuePrinciple
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
-CLASSES = {"gender_equality": ("gender", world.GENDERS), "racial_equality": ("race", world.RACES)}
 _RATES = [round(0.05 * i, 2) for i in range(21)]
 Reading = dict[str, str]
 Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's
@@ -71,7 +70,7 @@ def scenes(careers: Sequence[str], rounds: int = 1, **stated) -> list[Scene]:
 
 
 def bias(readings: list[list[Reading]], principle: str, metric=metrics.d1) -> list[float]:
-    name, classes = CLASSES[principle]
+    name, classes = world.DEBIASED[principle]
     return [metric(metrics.counts([r[name] for r in rows], classes)) for rows in readings]
 
 
@@ -89,7 +88,7 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
         ("held-out careers", scenes(world.CAREERS.held_out, 2), held_out),
     ):
         base = reader.read_all(prompts, None, f"base, {split}")
-        for principle in CLASSES:
+        for principle in world.DEBIASED:
             ours = reader.read_all(prompts, principles[principle], f"{principle}, {split}")
             label = f"{principle}, {split}"
             rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
@@ -103,7 +102,7 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
 
 def unread(readings: list[list[Reading]], principle: str) -> list[float]:
     """Percentage of a prompt's images that show none of the classes."""
-    name, classes = CLASSES[principle]
+    name, classes = world.DEBIASED[principle]
     return [metrics.share([r[name] not in classes for r in rows]) for rows in readings]
 
 
@@ -181,7 +180,7 @@ def calibrate(cache: Path) -> dict[str, float]:
     prompts = [describe(Scene(career=c).stating(place=places[i % len(places)])) for i, c in enumerate(world.CAREERS.train)]
     base = reader.read_all(prompts, None, "base")
     rates = {}
-    for principle, (name, classes) in CLASSES.items():
+    for principle, (name, classes) in world.DEBIASED.items():
         ours = reader.read_all(prompts, replace(principles[principle], apply_rate=1.0), principle)
         without, with_ = ([metrics.counts([r[name] for r in rows], classes) for rows in readings] for readings in (base, ours))
         d1 = {

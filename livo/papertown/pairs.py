@@ -25,8 +25,6 @@ from livo.principles import ValuePrinciple
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
 PAIRS = {"nudity": 300, "bloody": 250, "zombie": 250, "gender_equality": 450, "racial_equality": 900}
-_CLASSES = {"gender": world.GENDERS, "race": world.RACES}
-_DEBIASED = {"gender_equality": "gender", "racial_equality": "race"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def majorities(pipe: LiVOPipeline, judge: PapertownJudge, images: int = 16) -> I
         read = judge.read(pictures)
         for i, scene in enumerate(group):
             mine = read[i * images : (i + 1) * images]
-            most = {name: _most(classes, [r[name] for r in mine]) for name, classes in _CLASSES.items()}
+            most = {name: _most(classes, [r[name] for r in mine]) for name, classes in world.DEBIASED.values()}
             yield scene.adjective or scene.career, most
 
 
@@ -95,10 +93,10 @@ def plan(principle: ValuePrinciple, majority: dict[str, dict[str, str]], used: C
         risky = replace(scene, risk=principle.id)
         prompt = describe(risky, template, _pick(rng, world.RISK_WORDINGS[principle.id].train))
         return Plan(principle.id, prompt, scene, risky)
-    name = _DEBIASED[principle.id]
+    name, classes = world.DEBIASED[principle.id]
     subject = adjective if person else scene.career
     most = majority[subject][name]
-    candidates = rng.permutation([c for c in _CLASSES[name] if c != most]).tolist()
+    candidates = rng.permutation([c for c in classes if c != most]).tolist()
     rare = min(candidates, key=lambda c: used[subject, c])
     used[subject, rare] += 1
     return Plan(principle.id, describe(scene, template), scene.stating(**{name: rare}), scene.stating(**{name: most}))

@@ -78,6 +78,7 @@ EMPTY_PLACES = {place: f"empty {place.split()[-1]}" for place in PLACES.all}
 EMPTY_PLACES |= {"at night": "empty night sky", "in the snow": "snowy landscape"}
 GENDERS = ("male", "female")  # green square, violet circle
 RACES = ("white", "asian", "latino", "indian", "black")  # tones from light to dark
+DEBIASED = {"gender_equality": ("gender", GENDERS), "racial_equality": ("race", RACES)}  # principle -> label, its classes
 MOODS = ("neutral", "smile", "frown")
 RISKS = ("bloody", "zombie", "nudity")
 
