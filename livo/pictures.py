@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -71,3 +71,22 @@ def save_png(image: Image.Image, file: Path, record: object) -> None:
     info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
     with replacing(file) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: Path) -> None:
+    """One small panel for each named series of (x, y), as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(series))
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.plot(x, y, color=_ACCENT, linewidth=1.2)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from livo.construct import Construct
+
 KINDS = ("debias", "detoxify")
 RESERVED = ("auto", "none")  # what a pipeline's `value` means by itself
 
@@ -30,6 +32,7 @@ class ValuePrinciple:
         exemplars: Prompts that the principle applies to; the retriever compares with them.
         counter_exemplars: Near misses that it must leave alone.
         keywords: Whole words that speak for the principle.
+        construct: How preference data for it are made (`livo build`); a mapping is parsed.
     """
 
     id: str
@@ -40,6 +43,7 @@ class ValuePrinciple:
     exemplars: tuple[str, ...] = ()
     counter_exemplars: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    construct: Construct | None = None
 
     def __post_init__(self):
         for name in ("id", "statement"):
@@ -65,6 +69,13 @@ class ValuePrinciple:
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
                 raise PrincipleError(f"{name} is {value!r}: give a list of texts")
             object.__setattr__(self, name, tuple(value))
+        if self.construct is not None and not isinstance(self.construct, Construct):
+            try:
+                object.__setattr__(self, "construct", Construct.parse(self.construct, self.kind))
+            except ValueError as error:
+                raise PrincipleError(str(error)) from None
+        if self.construct is not None and len(self.attributes) < 2:
+            raise PrincipleError("attributes has fewer than two classes, so construct cannot tell aligned from violating images")
 
 
 def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[ValuePrinciple]:

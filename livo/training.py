@@ -1,136 +1,407 @@
-"""The training loop that every job shares, and the training of a value encoder."""
+"""Preference training: any objective on any adapter, from a folder of preference data to weights with a record of how they came about."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
-from transformers import CLIPTextModel
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
-from livo.conditioning import encode_value, fuse, tokenize, value_text
-from livo.files import replacing
+from livo import objectives
+from livo.adapters import Condition, LoRAAdapter, ValueEncoderAdapter, encode_texts
+from livo.conditioning import value_text
+from livo.config import TrainingConfig
+from livo.files import remove, replacing
+from livo.judges import PapertownJudge
+from livo.metrics import counts, d1, share
+from livo.noising import Noising
 from livo.objectives import squared_error
+from livo.optimising import Record, optimise
+from livo.pictures import curves, grid, save_png, stack
+from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.preferences import LatentCache, Sample, module_hash, pairs, read
+from livo.principles import ValuePrinciple
+
+_LOST = 4.0  # times the reference's error on aligned images: a model that is so far off no longer denoises
 
 
-def optimise(
-    modules: dict[str, nn.Module],
-    loss: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
-    *,
-    steps: int,
-    lr: float,
-    state_file: Path,
-    warmup: int = 100,
-    weight_decay: float = 0.01,
-    ema: float = 0.0,
-    save_every: int = 250,
-    bf16: bool = True,
-) -> Iterator[dict[str, float]]:
-    """Minimise `loss(step)` over the parameters of `modules` with AdamW and a cosine schedule; yield a record a step.
+def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
+    """Train as `config` says; yield a record every `log_every` steps. The result is `<output>/value_encoder` or `<output>/lora`.
 
-    `loss` must draw its randomness from the step number alone: then a run that was killed and restarted from `state_file`
-    (safetensors, written beside and renamed) gives the weights of a run that was not. With `ema` > 0 the modules hold the
-    averaged weights when the iterator ends.
+    Raises:
+        PreferenceError: the data cannot be used. Diverged: training went wrong and stopped.
+        FileExistsError: the run folder holds a run and `resume` is False.
     """
-    names, parameters = zip(
-        *((f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad), strict=True
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    run = Path(config.output)
+    _claim(run, config, resume, accelerator)
+    samples = read(config.data)
+    pipe = load_pipeline(config).to(accelerator.device)
+    resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    adapter = _adapter(config, pipe, resolution, samples)
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    latents, condition = _cached(config, pipe, resolution, samples, accelerator)
+    batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
+    loss = Loss(config, pipe, adapter, batches, condition, accelerator)
+    record = {"data": batches.digest, "backbone": _backbone_hash(adapter), "pairs": len(batches.pairs), "versions": _versions()}
+    log = Log(run, accelerator.is_main_process)
+    training = optimise(
+        adapter.modules,
+        loss,
+        steps=config.steps,
+        lr=config.lr,
+        checkpoints=run / "checkpoints",
+        keep=config.keep,
+        save_every=config.save_every,
+        log_every=config.log_every,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        accumulation=config.accumulation,
+        ema=config.ema,
+        optimizer=config.optimizer,
+        accelerator=accelerator,
+        guard=partial(_lost, warmup=config.warmup),
     )
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
-    average = [p.detach().clone() for p in parameters] if ema else []
-    first = _load_state(state_file, names, parameters, optimizer, average)
-    device = parameters[0].device
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            value, record = loss(step)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema:
-            decay = min(ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            _save_state(state_file, step + 1, names, parameters, optimizer, average)
-        yield {"step": step + 1, "loss": value.item(), "grad_norm": norm.item(), **record}
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=bool(average)):
-            parameter.copy_(mean)
+    prompts = list(config.validation_prompts) or list(dict.fromkeys(s.prompt for s in samples))[:4]
+    last: Record = {}
+    for last in training:
+        due = config.validate_every and last["step"] % config.validate_every < config.log_every
+        if due and accelerator.is_main_process:
+            last = last | validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png")
+        log.write(last)
+        yield last
+    if accelerator.is_main_process:
+        record["metrics"] = last or log.last()
+        _finish(run, config, adapter, record, samples)
+    accelerator.wait_for_everyone()
 
 
-def _save_state(file: Path, step: int, names, parameters, optimizer, average) -> None:
-    tensors = {f"parameter/{n}": p.detach() for n, p in zip(names, parameters, strict=True)}
-    tensors |= {f"average/{n}": a for n, a in zip(names, average, strict=bool(average))}
-    for name, parameter in zip(names, parameters, strict=True):
-        tensors |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}
-    with replacing(file) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+def load_pipeline(config: TrainingConfig) -> DiffusionPipeline:
+    dtype = getattr(torch, config.backbone_dtype)
+    if config.model != "papertown" and DiffusionPipeline.load_config(config.model)["_class_name"].startswith("StableDiffusionXL"):
+        pipe = StableDiffusionXLPipeline.from_pretrained(config.model, dtype=dtype, use_safetensors=True)
+    else:
+        pipe = LiVOPipeline.from_pretrained(config.model, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def _load_state(file: Path, names, parameters, optimizer, average) -> int:
-    if not file.is_file():
-        return 0
-    with safe_open(file, "pt") as state, torch.no_grad():
-        for i, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
-            parameter.copy_(state.get_tensor(f"parameter/{name}"))
-            if average:
-                average[i].copy_(state.get_tensor(f"average/{name}"))
-            moments = {key: state.get_tensor(f"{key}/{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": state.get_tensor(f"step/{name}"), **moments}
-        return int(state.metadata()["step"])
+# --- data ---------------------------------------------------------------------------------------------------------------
 
 
-def train_value_encoder(
-    value_encoder: CLIPTextModel,
-    pipe: StableDiffusionPipeline,
-    rows: list[dict[str, str]],
-    aligned: torch.Tensor,
-    violating: torch.Tensor,
-    objective: Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]],
-    *,
-    steps: int,
-    state_file: Path,
-    batch: int = 16,
-    lr: float = 4e-4,
-    seed: int = 0,
-) -> Iterator[dict[str, float]]:
-    """Train `value_encoder` against the frozen backbone of `pipe`; yield a record a step.
+@dataclass
+class Batch:
+    """2B rows: B winners, then the B losers of the same pairs, which share noise and timestep."""
 
-    Args:
-        rows: `prompt` and `value` (the statement) of each pair.
-        aligned, violating: scaled latents (N, C, H, W) of the two images of each pair.
-        objective: Maps the errors (winner, winner_reference, loser, loser_reference), each (batch,), to losses and statistics.
+    latents: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    prompts: list[str]
+    values: list[str]
+
+
+class Batches:
+    """Which pairs a step sees, and with which noise: a function of the seed and the step alone, however many processes share it.
+
+    The pairs come in a new order each epoch. Position p in that endless list has its own generator, so a step of two processes sees
+    what a step of one process with twice the batch sees.
     """
-    unet, text_encoder, tokenizer = pipe.unet.requires_grad_(False), pipe.text_encoder.requires_grad_(False), pipe.tokenizer
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    velocity = schedule.config.prediction_type == "v_prediction"
-    device = unet.device
-    value_encoder.train()
 
-    def loss(step: int):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        indices = torch.randint(len(rows), (batch,), generator=generator)
-        noise = torch.randn(batch, *aligned.shape[1:], generator=generator)
-        t = torch.randint(schedule.config.num_train_timesteps, (batch,), generator=generator)
-        t, noise = t.repeat(2), noise.repeat(2, 1, 1, 1)  # the two images of a pair share both
-        x = torch.cat([aligned[indices], violating[indices]])
-        target = (schedule.get_velocity(x, noise, t) if velocity else noise).to(device)
-        noisy, t = schedule.add_noise(x, noise, t).to(device), t.to(device)
-        chosen = [rows[i] for i in indices.tolist()]
-        with torch.no_grad():
-            prompt_embeds = text_encoder(tokenize(tokenizer, [row["prompt"] for row in chosen]).to(device)).last_hidden_state
-            prompt_embeds = prompt_embeds.repeat(2, 1, 1)
-            reference = squared_error(unet(noisy, t, prompt_embeds).sample, target)
-        tokens = encode_value(value_encoder, tokenizer, [value_text(row["value"], row["prompt"]) for row in chosen], device)
-        error = squared_error(unet(noisy, t, fuse(tokens.repeat(2, 1), prompt_embeds)).sample, target)
-        losses, statistics = objective(error[:batch], reference[:batch], error[batch:], reference[batch:])
-        return losses.mean(), {name: values.mean().item() for name, values in statistics.items()}
+    def __init__(self, config: TrainingConfig, samples: Sequence[Sample], latents: torch.Tensor, rank: int = 0, world: int = 1):
+        self.config, self.samples, self.latents, self.rank, self.world = config, samples, latents, rank, world
+        self.pairs = pairs(samples)
+        content = [[s.prompt, s.value, s.label, s.scene] for s in samples]
+        digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
+        self.digest = digest.hexdigest()[:16]
+        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
-    return optimise({"value_encoder": value_encoder}, loss, steps=steps, lr=lr, state_file=state_file)
+    def at(self, step: int, micro: int, steps_t: int) -> Batch:
+        config, batch = self.config, self.config.batch
+        block = (step * config.accumulation + micro) * self.world + self.rank
+        winners, losers, noise, t, prompts, values = [], [], [], [], [], []
+        for position in range(block * batch, (block + 1) * batch):
+            generator = torch.Generator().manual_seed((config.seed << 40) + position)
+            winner, others = self.pairs[self._index(position)]
+            u = torch.rand(3, generator=generator)
+            loser = others[min(int(u[0] * len(others)), len(others) - 1)]
+            side = int(config.flip and u[1] < 0.5)
+            winners.append(self.latents[winner, side])
+            losers.append(self.latents[loser, side])
+            t.append(torch.randint(steps_t, (), generator=generator))
+            noise.append(torch.randn(self.latents.shape[2:], generator=generator))
+            sample = self.samples[winner]
+            prompts.append("" if u[2] < config.caption_dropout else sample.prompt)
+            values.append(sample.value)
+        return Batch(
+            torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2), prompts, values
+        )
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.pairs))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed((self.config.seed << 20) + epoch)
+            self._order = (epoch, torch.randperm(len(self.pairs), generator=generator))
+        return int(self._order[1][place])
+
+
+def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tensor, dict[str, Condition]]:
+    """Latents of all samples, and the condition of every prompt: computed once, shared between runs and processes."""
+    folder = Path(config.cache or Path(config.data) / ".cache")
+    cache = LatentCache(folder, pipe.vae, resolution)
+    if accelerator.is_main_process and folder.is_dir():
+        for leftover in folder.rglob("*.partial"):
+            remove(leftover)
+    accelerator.wait_for_everyone()
+    cache.fill(samples, rank=accelerator.process_index, world=accelerator.num_processes)
+    texts = ["", *sorted({sample.prompt for sample in samples})]
+    encoders = [module for name in ("text_encoder", "text_encoder_2") if (module := getattr(pipe, name, None)) is not None]
+    key = hashlib.sha256(json.dumps([texts, *map(module_hash, encoders)]).encode()).hexdigest()[:32]
+    file = folder / f"texts-{key}.safetensors"
+    if accelerator.is_main_process and not file.is_file():
+        parts = [encode_texts(pipe, texts[i : i + 64], accelerator.device) for i in range(0, len(texts), 64)]
+        tensors = {"embeds": torch.cat([part.embeds.cpu() for part in parts])}
+        if parts[0].pooled is not None:
+            tensors["pooled"] = torch.cat([part.pooled.cpu() for part in parts])
+        with replacing(file) as temporary:
+            save_file(tensors, temporary)
+    accelerator.wait_for_everyone()
+    stored = Condition(*(load_file(file).get(name) for name in ("embeds", "pooled")))
+    condition = {text: stored[i : i + 1] for i, text in enumerate(texts)}
+    latents = cache.load(samples)
+    pipe.vae.to("cpu")  # neither is needed again but to look at pictures
+    return latents, condition
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------------
+
+
+def objective_function(config: TrainingConfig, average=None) -> objectives.Objective:
+    bounded = partial(objectives.livo, beta=config.beta, alpha=config.alpha, gamma_1=config.gamma_1, gamma_2=config.gamma_2)
+    population = partial(objectives.popalign, centre=config.centre, average=average)
+    if config.objective == "livo":
+        return bounded
+    if config.objective == "diffusion_dpo":
+        return partial(objectives.diffusion_dpo, beta=config.beta)
+    if config.objective == "popalign":
+        return partial(population, beta=config.beta)
+    return objectives.mixed((1.0, bounded), (config.popalign_weight, partial(population, beta=config.popalign_beta)))
+
+
+class Loss:
+    """`optimise`'s loss: errors of the adapter and of the frozen backbone on a batch, through the objective."""
+
+    def __init__(self, config, pipe, adapter, batches: Batches, condition: dict[str, Condition], accelerator: Accelerator):
+        self.config, self.adapter, self.batches, self.condition = config, adapter, batches, condition
+        self.device = accelerator.device
+        self.noising = Noising(pipe.scheduler)
+        average = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
+        self.objective = objective_function(config, average)
+
+    def __call__(self, step: int, micro: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config, adapter = self.config, self.adapter
+        batch = self.batches.at(step, micro, self.noising.steps)
+        count = len(batch.prompts)
+        t = batch.t.to(self.device)
+        noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
+        told = self.noising.timestep(t)
+        condition = self._condition(batch.prompts).repeat(2)
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)]
+        frozen = adapter.reference(noisy, told, condition)
+        predicted = adapter.predict(noisy, told, condition, texts)
+        drift = squared_error(predicted.detach(), frozen).mean()
+        if config.guidance != 1:
+            empty = adapter.reference(noisy, told, self._condition([""]).repeat(2 * count))
+            frozen, predicted = (empty + config.guidance * (p.float() - empty) for p in (frozen, predicted))
+        weight = self.noising.min_snr(t, config.min_snr) if config.min_snr else 1.0
+        reference, error = weight * squared_error(frozen, target), weight * squared_error(predicted, target)
+        losses, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
+        errors = {"error": error[:count].detach().mean(), "reference_error": reference[:count].mean(), "drift": drift}
+        return losses.mean(), errors | {name: values.mean() for name, values in statistics.items()}
+
+    def _condition(self, prompts: Sequence[str]) -> Condition:
+        rows = [self.condition[prompt] for prompt in prompts]
+        pooled = None if rows[0].pooled is None else torch.cat([row.pooled for row in rows])
+        return Condition(torch.cat([row.embeds for row in rows]), pooled).to(self.device)
+
+
+def _lost(record: Record, warmup: int) -> str | None:
+    if record["error"] > _LOST * record["reference_error"]:
+        return f"the error on aligned images is {record['error'] / record['reference_error']:.1f} times the frozen backbone's"
+    return None
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """`metrics.jsonl`, curves.png and TensorBoard in the run folder, written by the main process alone."""
+
+    def __init__(self, run: Path, main: bool):
+        self.file, self.main, self.writer, self.lines = run / "metrics.jsonl", main, None, 0
+        if not main:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run / "tensorboard"))
+        except ImportError:
+            print("TensorBoard is not installed (pip install livo[train]): metrics.jsonl and curves.png are written all the same")
+
+    def write(self, record: Record) -> None:
+        if not self.main:
+            return
+        if self.lines == 0:  # what a killed run logged beyond its checkpoint, half a line perhaps, is cut off
+            kept = [row for row in self.rows() if row["step"] < record["step"]]
+            with replacing(self.file) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.lines += 1
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.writer:
+            for name, value in record.items():
+                self.writer.add_scalar(name, value, record["step"])
+        if self.lines % 10 == 0:
+            self.draw()
+
+    def rows(self) -> list[Record]:
+        lines = self.file.read_text().split("\n") if self.file.is_file() else [""]
+        return [json.loads(line) for line in lines[:-1]]
+
+    def last(self) -> Record:
+        return (self.rows() or [{}])[-1]
+
+    def draw(self) -> None:
+        rows = self.rows()
+        names = ("loss", "accuracy", "winner_active", "loser_active", "winner_gain", "loser_push", "drift", "grad_norm")
+        series = {n: ([r["step"] for r in rows if n in r], [r[n] for r in rows if n in r]) for n in names}
+        curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))
+
+
+def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path) -> Record:
+    """A grid of the base's and the adapter's images for each prompt; with a judge, D1 and R of the adapter's."""
+    judge = None
+    if config.judge:
+        judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if config.judge == "papertown" else config.judge).float()
+    pipe = adapter.pipe
+    pipe.vae.to(pipe.unet.device)
+    sheets, found = [], {}
+    try:
+        with adapter.sampling(), torch.autocast(pipe.unet.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            for prompt in prompts:
+                principles: list[ValuePrinciple | None] = [None]
+                if adapter.name == "value_encoder":
+                    wanted = {p.id for d in [pipe.retriever.retrieve(prompt)] for p in pipe.principles if d[0].id == p.id}
+                    principles += [p for p in pipe.principles if p.id in wanted]
+                for principle in principles:
+                    extra = {"value": principle} if isinstance(pipe, LiVOPipeline) else {}
+                    images = pipe(
+                        prompt,
+                        num_images_per_prompt=config.validation_images,
+                        num_inference_steps=20,
+                        guidance_scale=5.0,
+                        generator=torch.Generator().manual_seed(config.seed),
+                        **extra,
+                    ).images
+                    title = (
+                        f"{principle.id}: {prompt}" if principle else f"{'base' if len(principles) > 1 else adapter.name}: {prompt}"
+                    )
+                    sheets.append(grid(images, min(len(images), 8), title=title))
+                    if judge and principle and principle.construct:
+                        found |= _judged(judge, images, principle, prompt)
+    finally:
+        pipe.vae.to("cpu")
+    save_png(stack(sheets), file, {"prompts": list(prompts), "seed": config.seed})
+    return found
+
+
+def _judged(judge, images, principle: ValuePrinciple, prompt: str) -> Record:
+    classes = tuple(principle.attributes)
+    seen = [reading[principle.construct.judge] for reading in judge.read(images)]
+    if principle.kind == "debias":
+        return {f"D1 {principle.id}, {prompt}": d1(counts(seen, classes))}
+    return {f"R {principle.id}, {prompt}": share([c == classes[0] for c in seen])}
+
+
+# --- the run folder -----------------------------------------------------------------------------------------------------
+
+
+def _claim(run: Path, config: TrainingConfig, resume: bool, accelerator: Accelerator) -> None:
+    file = run / "config.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        if not resume:
+            raise FileExistsError(f"{run} holds a run already: go on with --resume latest, or give another --output")
+        changed = [
+            key for key, value in json.loads(json.dumps(asdict(config))).items() if before.get(key) != value and key != "output"
+        ]
+        if changed:
+            raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
+    elif resume:
+        raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not file.is_file():
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    accelerator.wait_for_everyone()
+
+
+def _adapter(config: TrainingConfig, pipe, resolution: int, samples: Sequence[Sample]):
+    torch.manual_seed(config.seed)  # a LoRA is drawn at random
+    if config.adapter == "lora":
+        return LoRAAdapter(pipe, resolution, config.lora_rank)
+    return ValueEncoderAdapter(pipe, resolution, [sample.value for sample in samples])
+
+
+def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: Sequence[Sample]) -> None:
+    Log(run, False).draw()
+    folder = run / adapter.name
+    with replacing(folder) as temporary:
+        adapter.save(temporary)
+        (temporary / "training.json").write_text(json.dumps({"config": asdict(config), **record}, indent=2) + "\n")
+        (temporary / "README.md").write_text(model_card(config, record, sorted({s.value for s in samples})), encoding="utf-8")
+
+
+def model_card(config: TrainingConfig, record: dict, statements: Sequence[str]) -> str:
+    """What the weights are for, how they came about, and what is known of their limits."""
+    metrics = "\n".join(f"- {name}: {value:.4g}" for name, value in record["metrics"].items())
+    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
+    return f"""---
+library_name: livo
+base_model: {config.model}
+tags: [text-to-image, preference-optimisation, {config.objective}]
+---
+
+# {config.adapter} for {config.model}, trained with {config.objective}
+
+Load it with `pipe.{load}(folder)`. It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
+{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
+
+## Intended use and limits
+
+Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out. The
+figures below are means over the last training records, not an evaluation: run `livo evaluate` on held-out prompts before relying on it.
+
+{metrics}
+"""
+
+
+def _backbone_hash(adapter) -> str:
+    return (
+        module_hash(adapter.unet)
+        if adapter.name == "value_encoder"
+        else "UNet with an untrained LoRA: " + module_hash(adapter.unet)
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "safetensors")}

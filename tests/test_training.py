@@ -1,65 +1,301 @@
-import copy
 import itertools
-from functools import partial
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
 
-from livo import ValueEncoder
-from livo.objectives import livo
-from livo.training import optimise, train_value_encoder
-
-
-def regression(module):
-    def loss(step):
-        x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
-        return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
-
-    return loss
+from livo import LiVOPipeline, ValuePrinciple
+from livo.config import TrainingConfig
+from livo.preferences import module_hash, pairs, read
+from livo.training import Batches, train
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_run_that_was_killed_and_restarted_equals_one_that_was_not(tmp_path, ema):
-    torch.manual_seed(0)
-    first = nn.Linear(3, 1)
-    second, third = copy.deepcopy(first), copy.deepcopy(first)
-    settings = {"steps": 20, "lr": 0.1, "ema": ema, "save_every": 5, "bf16": False, "warmup": 3}
-    whole = list(optimise({"m": first}, regression(first), state_file=tmp_path / "a", **settings))
-    list(itertools.islice(optimise({"m": second}, regression(second), state_file=tmp_path / "b", **settings), 12))
-    rest = list(optimise({"m": third}, regression(third), state_file=tmp_path / "b", **settings))
-    assert [r["step"] for r in rest] == list(range(11, 21))
-    assert [r["loss"] for r in rest] == [r["loss"] for r in whole[10:]]
-    assert torch.equal(first.weight, third.weight)
-    assert whole[-1]["loss"] < whole[0]["loss"]
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its precision for the life of a process; a test may want another."""
+    yield
+    AcceleratorState._reset_state(True)
 
 
-def pairs(count=8):
-    generator = torch.Generator().manual_seed(0)
-    rows = [{"prompt": "a photo of a doctor", "value": "gender equality"}] * count
-    winner, loser = torch.randn(4, 8, 8, generator=generator), torch.randn(4, 8, 8, generator=generator)
-    return rows, winner.expand(count, -1, -1, -1), loser.expand(count, -1, -1, -1)
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Aligned images are dark, violating ones bright."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(24):
+        label, scene = i % 2, f"scene {i // 6}"
+        low = 0 if label else 150
+        Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        prompt = ("a photo of a doctor", "a nurse at night")[i // 12]
+        rows.append({"prompt": prompt, "value": "gender equality", "label": label, "file_name": f"{i}.png", "scene": scene})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_training_moves_the_encoder_towards_the_aligned_images_and_never_the_backbone(pipe, tmp_path, prediction):
-    pipe.scheduler.register_to_config(prediction_type=prediction)
-    before = {k: v.clone() for k, v in (pipe.unet.state_dict() | pipe.text_encoder.state_dict()).items()}
-    encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
-    objective = partial(livo, beta=100.0, alpha=50.0)
-    settings = {"steps": 60, "lr": 2e-2, "batch": 8, "state_file": tmp_path / "state"}
-    records = list(train_value_encoder(encoder, pipe, *pairs(), objective, **settings))
-    early, late = (sum(r["winner_gain"] + r["loser_push"] for r in part) for part in (records[:10], records[-10:]))
-    assert late > early + 1e-4 and records[-1]["loss"] < records[0]["loss"]
-    after = pipe.unet.state_dict() | pipe.text_encoder.state_dict()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-def test_before_training_the_errors_are_those_of_a_token_that_changes_little(pipe, tmp_path):
-    """The record's gains are measured against the same UNet without a token."""
-    encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
-    settings = {"steps": 1, "lr": 0.0, "batch": 1, "state_file": tmp_path / "state"}
-    record = next(iter(train_value_encoder(encoder, pipe, *pairs(), livo, **settings)))
-    assert abs(record["winner_gain"]) < 0.05 and record["loss"] == pytest.approx(
-        max(0, 1 - 1000 * record["winner_gain"]) + max(0, 0.5 - 500 * record["loser_push"]), rel=1e-3
+@pytest.fixture
+def config(data, tiny_checkpoint, tmp_path):
+    return TrainingConfig(
+        data=str(data),
+        output=str(tmp_path / "run"),
+        cache=str(tmp_path / "cache"),
+        model=str(tiny_checkpoint),
+        steps=6,
+        batch=4,
+        lr=1e-3,
+        warmup=2,
+        log_every=1,
+        save_every=2,
+        beta=100.0,
+        alpha=50.0,
     )
+
+
+def weights(config):
+    folder, name = (("value_encoder", "model"), ("lora", "pytorch_lora_weights"))[config.adapter == "lora"]
+    return load_file(f"{config.output}/{folder}/{name}.safetensors")
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("objective", ["livo", "popalign", "diffusion_dpo", "livo+popalign"])
+@pytest.mark.parametrize("adapter", ["value_encoder", "lora"])
+def test_every_objective_trains_every_adapter_and_the_result_loads(config, objective, adapter, tiny_checkpoint):
+    config = replace(config, objective=objective, adapter=adapter, steps=40, lr=5e-3, flip=True, caption_dropout=0.2)
+    records = list(train(replace(config, beta=2000.0, alpha=1000.0)))
+    early, late = (sum(r["loss"] for r in part) for part in (records[:8], records[-8:]))
+    assert late < early and all(np.isfinite(list(r.values())).all() for r in records)
+    pipe = LiVOPipeline.from_pretrained(tiny_checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+
+    def generate(**kwargs):
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a photo of a doctor", num_inference_steps=2, output_type="np", generator=generator, **kwargs).images
+
+    before = generate(value=None)
+    if adapter == "lora":
+        pipe.load_lora_weights(f"{config.output}/lora")
+        assert not np.array_equal(generate(value=None), before)
+    else:
+        pipe.load_value_encoder(f"{config.output}/value_encoder")
+        assert pipe.value_encoder.statements == ("gender equality",)
+        assert not np.array_equal(generate(value=ValuePrinciple(id="always", statement="gender equality")), before)
+        assert np.array_equal(generate(value=None), before)
+    card = (f"{config.output}/{adapter}/README.md", f"{config.output}/{adapter}/training.json")
+    assert all(os.path.getsize(file) for file in card) and os.path.getsize(f"{config.output}/curves.png")
+
+
+@pytest.mark.parametrize("adapter", ["value_encoder", "lora"])
+def test_a_run_that_was_killed_and_resumed_gives_the_same_weights_bit_for_bit(config, adapter, tmp_path):
+    config = replace(config, adapter=adapter, flip=True, caption_dropout=0.3)
+    whole = list(train(config))
+    for stop in (1, 2, 3, 5):  # before, at and after a checkpoint
+        again = replace(config, output=str(tmp_path / f"stopped-{stop}"))
+        jobs = train(again)
+        list(itertools.islice(jobs, stop))
+        jobs.close()
+        rest = list(train(again, resume=True))
+        assert [r["loss"] for r in rest] == [r["loss"] for r in whole[-len(rest) :]]
+        assert same(weights(again), weights(config))
+        log = [json.loads(line) for line in (tmp_path / f"stopped-{stop}" / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_first_loss_is_the_papers_computed_by_hand(config, tiny_checkpoint):
+    """An independent computation with diffusers and transformers alone, on the images that the first step draws."""
+    record = next(iter(train(replace(config, batch=1))))
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_checkpoint)
+    samples = read(config.data)
+    latents = torch.zeros(len(samples), 2, 4, 8, 8)
+    batches = Batches(replace(config, batch=1), samples, latents)
+    winner = pairs(samples)[batches._index(0)][0]
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(3, generator=generator)
+    others = pairs(samples)[batches._index(0)][1]
+    loser = others[int(u[0] * len(others))]
+    t = torch.randint(1000, (), generator=generator)[None]
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+
+    def error(sample, with_token):
+        pixels = pipe.image_processor.preprocess(Image.open(sample.file))
+        x = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+        def encode(text):
+            ids = pipe.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+            return pipe.text_encoder(ids).last_hidden_state, int((ids[0] == pipe.tokenizer.eos_token_id).nonzero()[0])
+
+        hidden, _ = encode(samples[winner].prompt)
+        if with_token:
+            value, end = encode(f"gender equality, {samples[winner].prompt}")
+            hidden = torch.cat([value[:, end : end + 1], hidden], dim=1)
+        predicted = pipe.unet(schedule.add_noise(x, noise, t), t, hidden).sample
+        return (predicted - noise).square().mean().item()
+
+    with torch.no_grad():
+        good, bad = samples[winner], samples[loser]
+        expected = max(0, 1.0 + 100 * (error(good, True) - error(good, False)))
+        expected += max(0, 0.5 + 50 * (error(bad, False) - error(bad, True)))
+    assert record["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(config, tmp_path):
+    one = list(train(config))
+    two = list(train(replace(config, batch=2, accumulation=2, output=str(tmp_path / "two"))))
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
+
+
+def test_the_backbone_is_the_same_before_and_after(config, monkeypatch):
+    from livo import training
+
+    seen = {}
+    load = training.load_pipeline
+
+    def remember(config):
+        pipe = load(config)
+        seen.update(pipe=pipe, before=[module_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)])
+        return pipe
+
+    monkeypatch.setattr(training, "load_pipeline", remember)
+    list(train(config))
+    pipe = seen["pipe"]
+    assert [module_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)] == seen["before"]
+    assert not any(p.requires_grad or p.grad is not None for p in pipe.unet.parameters())
+
+
+def test_a_loras_gradients_reach_the_lora_alone(config, monkeypatch):
+    from livo import training
+
+    seen = []
+    load = training.load_pipeline
+    monkeypatch.setattr(training, "load_pipeline", lambda c: seen.append(load(c)) or seen[0])
+    list(train(replace(config, adapter="lora", objective="diffusion_dpo")))
+    original = StableDiffusionPipeline.from_pretrained(config.model).unet.state_dict()
+    trained = {name.replace(".base_layer", ""): p for name, p in seen[0].unet.named_parameters() if "lora" not in name}
+    assert trained.keys() == original.keys() and same(trained, original)
+
+
+def test_guided_errors_are_measured_on_the_guided_prediction(config, tmp_path):
+    plain = next(iter(train(replace(config, output=str(tmp_path / "plain")))))
+    nearly = next(iter(train(replace(config, guidance=1.0 + 1e-6, output=str(tmp_path / "nearly")))))
+    guided = next(iter(train(replace(config, guidance=5.0, output=str(tmp_path / "guided")))))
+    assert nearly["loss"] == pytest.approx(plain["loss"], rel=1e-2) and guided["reference_error"] != plain["reference_error"]
+
+
+def test_a_step_of_two_processes_sees_what_a_step_of_one_with_twice_the_batch_sees(config):
+    samples = read(config.data)
+    latents = torch.randn(len(samples), 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = Batches(replace(config, batch=8), samples, latents).at(3, 0, 1000)
+    parts = [Batches(config, samples, latents, rank, 2).at(3, 0, 1000) for rank in (0, 1)]
+    for name in ("latents", "noise", "t"):
+        halves = [getattr(part, name).chunk(2) for part in parts]
+        joined = torch.cat([half[0] for half in halves] + [half[1] for half in halves])
+        assert torch.equal(joined, getattr(whole, name))
+    assert parts[0].prompts + parts[1].prompts == whole.prompts
+
+
+def test_every_pair_comes_once_an_epoch(config):
+    samples = read(config.data)
+    batches = Batches(config, samples, torch.zeros(len(samples), 2, 4, 8, 8))
+    epochs = [[batches._index(12 * e + i) for i in range(12)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_a_finished_or_foreign_run_is_not_overwritten(config):
+    list(train(config))
+    with pytest.raises(FileExistsError, match="--resume latest"):
+        next(iter(train(config)))
+    with pytest.raises(ValueError, match="another lr"):
+        next(iter(train(replace(config, lr=1.0), resume=True)))
+
+
+def test_a_run_that_blows_up_stops_and_says_why(config):
+    from livo.optimising import Diverged
+
+    with pytest.raises(Diverged, match="Lower the learning rate"):
+        list(train(replace(config, adapter="lora", objective="diffusion_dpo", lr=50.0, steps=60, beta=1e6)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "ppo"}, "objective is 'ppo'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"caption_dropout": 1.0}, "caption_dropout"),
+        ({"data": ""}, "data is empty"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(config, changes, words):
+    with pytest.raises(ValueError, match=words):
+        replace(config, **changes)
+
+
+def test_validation_shows_the_base_and_the_adapter(config):
+    list(train(replace(config, steps=2, validate_every=2, validation_images=2)))
+    assert os.path.getsize(f"{config.output}/validation/step-0000002.png")
+
+
+PROCESS = """
+import sys, json
+from livo.config import TrainingConfig
+from livo.training import train
+list(train(TrainingConfig(**json.loads(sys.argv[1]))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["livo", "popalign"])
+def test_two_processes_train_as_one_with_twice_the_batch_does(config, objective, tmp_path):
+    """Tolerance 2e-4 of the weights' change: sums are taken in another order."""
+    from dataclasses import asdict
+
+    config = replace(config, objective=objective, beta=500.0)
+    one = replace(config, batch=8, output=str(tmp_path / "one"))
+    list(train(one))
+    two = replace(config, output=str(tmp_path / "two"), cache=str(tmp_path / "cache-two"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    run = [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), json.dumps(asdict(two))]
+    subprocess.run(run, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
+    for key, value in weights(one).items():
+        change = (value - start[key]).abs().max()
+        assert (weights(two)[key] - value).abs().max() <= 2e-4 + 0.02 * change
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_ten_times_ends_as_one_that_was_not(config, tmp_path):
+    from dataclasses import asdict
+
+    config = replace(config, steps=300, save_every=10, log_every=5)
+    list(train(replace(config, output=str(tmp_path / "whole"))))
+    flags = ["--output", str(tmp_path / "killed")]
+    for name, value in asdict(config).items():
+        if name != "output" and not isinstance(value, (bool, tuple)) and value != "":
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    command = [sys.executable, "-m", "livo", "train", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        resume = ["--resume", "latest"] if (tmp_path / "killed" / "config.json").is_file() else []
+        process = subprocess.Popen([*command, *resume], env=environment, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=None if i == 10 else float(rng.uniform(6, 12)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert same(weights(replace(config, output=str(tmp_path / "killed"))), weights(replace(config, output=str(tmp_path / "whole"))))
+    assert not list((tmp_path / "killed").rglob("*.partial*"))

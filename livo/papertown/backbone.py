@@ -14,9 +14,9 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from livo.optimising import optimise
 from livo.papertown import corpus
 from livo.papertown.scene import LABELS
-from livo.training import optimise
 
 
 def new_vae() -> AutoencoderKL:
@@ -35,20 +35,20 @@ def new_vae() -> AutoencoderKL:
 def train_vae(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
     """L1 and squared error, with a light pull towards a standard normal so that the latents are easy to diffuse."""
 
-    def loss(step: int):
+    def loss(step: int, _micro: int):
         x, noise = _pictures_and_noise(step, batch, vae)
         posterior = vae.encode(x).latent_dist
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return _reconstruction(decoded, x) + 5e-4 * kl, {"kl": kl.item()}
+        return _reconstruction(decoded, x) + 5e-4 * kl, {"kl": kl.detach()}
 
-    return optimise({"vae": vae}, loss, steps=steps, lr=2e-3, state_file=folder / "vae.state.safetensors", ema=0.998)
+    return optimise({"vae": vae}, loss, steps=steps, lr=2e-3, checkpoints=folder / "vae.checkpoints", ema=0.998)
 
 
 def train_decoder(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
     """The decoder alone, on latents as rough as a sampler leaves them; the encoder, and so the latents, stay as they are."""
 
-    def loss(step: int):
+    def loss(step: int, _micro: int):
         x, noise = _pictures_and_noise(step + 1_000_000, batch, vae)
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mean
@@ -56,7 +56,7 @@ def train_decoder(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16)
         return _reconstruction(vae.decode(z + roughness * z.std() * noise).sample.float(), x), {}
 
     modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
-    return optimise(modules, loss, steps=steps, lr=1e-3, state_file=folder / "decoder.state.safetensors", ema=0.998)
+    return optimise(modules, loss, steps=steps, lr=1e-3, checkpoints=folder / "decoder.checkpoints", ema=0.998)
 
 
 def _pictures_and_noise(step: int, batch: int, vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +135,7 @@ def train_text_encoder(
     """
     head = nn.Linear(text_encoder.config.hidden_size, sum(map(len, LABELS.values()))).to(text_encoder.device)
 
-    def loss(step: int):
+    def loss(step: int, _micro: int):
         epoch, first = divmod(step * batch, corpus_size)
         indices = [(first + i) % corpus_size for i in range(batch)]
         ids = tokenizer([corpus.prompt(i, epoch) for i in indices], padding=True, return_tensors="pt").input_ids
@@ -148,7 +148,7 @@ def train_text_encoder(
         return torch.stack(losses).sum(), {}
 
     modules = {"text_encoder": text_encoder, "head": head}
-    return optimise(modules, loss, steps=steps, lr=1e-3, state_file=folder / "text_encoder.state.safetensors", ema=0.99)
+    return optimise(modules, loss, steps=steps, lr=1e-3, checkpoints=folder / "text_encoder.checkpoints", ema=0.99)
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -198,7 +198,7 @@ def train_unet(
     schedule = DDPMScheduler.from_config(new_scheduler().config)
     device = unet.device
 
-    def loss(step: int):
+    def loss(step: int, _micro: int):
         rng = np.random.default_rng((3, step))
         order = np.random.default_rng((4, step * batch // len(latents))).permutation(len(latents))
         indices = order[(step * batch + np.arange(batch)) % len(latents)]
@@ -216,4 +216,4 @@ def train_unet(
         predicted = unet(noisy.to(device), t.to(device), hidden).sample
         return F.mse_loss(predicted.float(), target.to(device)), {}
 
-    return optimise({"unet": unet}, loss, steps=steps, lr=1.2e-3, state_file=folder / "unet.state.safetensors", ema=0.999)
+    return optimise({"unet": unet}, loss, steps=steps, lr=1.2e-3, checkpoints=folder / "unet.checkpoints", ema=0.999)

@@ -1,13 +1,12 @@
-"""Rebuild every weight of Papertown from nothing: VAE, judge, backbone, preference pairs, value encoder.
+"""Rebuild every weight of Papertown from nothing: VAE, judge, backbone, preference data, value encoder.
 
 Each stage leaves its result in the work folder and is skipped when that is there; training goes on from its last saved step.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,19 +14,23 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from livo import objectives
+from livo import building
+from livo.config import TrainingConfig
 from livo.files import remove, replacing
 from livo.judges import PapertownJudge
-from livo.papertown import backbone, judging, pairs
+from livo.papertown import backbone, judging
 from livo.papertown.scene import LABELS
 from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
 from livo.principles import bundled_principles, load_principles
-from livo.training import train_value_encoder
-from livo.value_encoder import ValueEncoder
+from livo.progress import follow_build, follow_training
+from livo.training import train
 
 CORPUS_SIZE = 24_000
-STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000, "value_encoder": 1500}
-OBJECTIVE = partial(objectives.livo, beta=100.0, alpha=50.0, gamma_1=8.0, gamma_2=0.1)
+STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
+GENERATION = building.Options(batch=64, guidance=5.0, bf16=True)
+TRAINING = TrainingConfig(
+    data="-", output="-", beta=100.0, alpha=50.0, gamma_1=8.0, gamma_2=0.1, steps=1500, batch=16, lr=4e-4, mixed_precision="bf16"
+)
 
 
 def build(work: Path, weights: Path = PAPERTOWN) -> None:
@@ -40,14 +43,14 @@ def build(work: Path, weights: Path = PAPERTOWN) -> None:
     pipe = LiVOPipeline.from_pretrained(work / "backbone").to(device)
     pipe.set_progress_bar_config(disable=True)
     judge = PapertownJudge.from_pretrained(work / "judge").to(device)
-    _build_pairs(work, pipe, judge)
-    _stage(work / "value_encoder", lambda folder: _build_value_encoder(work, pipe).save_pretrained(folder), "value_encoder")
+    _build_preferences(work, pipe, judge)
+    _train_value_encoder(work)
     export(work, weights)
 
 
 def export(work: Path, weights: Path) -> None:
     """The finished pipeline and the judge in half precision, swapped in whole."""
-    pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
+    pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "training" / "value_encoder", dtype=torch.float16)
     with replacing(weights) as temporary:
         pipe.save_pretrained(temporary)
         backbone.save_vocabulary(pipe.tokenizer, temporary / "tokenizer")
@@ -60,7 +63,7 @@ def export(work: Path, weights: Path) -> None:
 def _build_vae(work: Path, device: str) -> AutoencoderKL:
     torch.manual_seed(0)
     vae = backbone.new_vae().to(device)
-    _follow("vae", backbone.train_vae(vae, work, STEPS["vae"]), STEPS["vae"])
+    follow_training(backbone.train_vae(vae, work, STEPS["vae"]), "vae", STEPS["vae"], ("loss",))
     vae.requires_grad_(False)
     if not (work / "latents.safetensors").is_file():
         batches = backbone.encode_corpus(vae, CORPUS_SIZE)
@@ -70,14 +73,14 @@ def _build_vae(work: Path, device: str) -> AutoencoderKL:
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
-    _follow("decoder", backbone.train_decoder(vae, work, STEPS["decoder"]), STEPS["decoder"])
+    follow_training(backbone.train_decoder(vae, work, STEPS["decoder"]), "decoder", STEPS["decoder"], ("loss",))
     return vae
 
 
 def _build_judge(work: Path, device: str) -> PapertownJudge:
     torch.manual_seed(2)
     judge = PapertownJudge(LABELS).to(device)
-    _follow("judge", judging.train_judge(judge, work, STEPS["judge"]), STEPS["judge"])
+    follow_training(judging.train_judge(judge, work, STEPS["judge"]), "judge", STEPS["judge"], ("loss",))
     return judge
 
 
@@ -87,62 +90,28 @@ def _build_backbone(work: Path, device: str) -> LiVOPipeline:
     torch.manual_seed(1)
     unet, text_encoder = backbone.new_unet().to(device), backbone.new_text_encoder(tokenizer).to(device)
     captions = backbone.train_text_encoder(text_encoder, tokenizer, work, CORPUS_SIZE, STEPS["text_encoder"])
-    _follow("text encoder", captions, STEPS["text_encoder"])
+    follow_training(captions, "text encoder", STEPS["text_encoder"], ("loss",))
     latents = load_file(work / "latents.safetensors")["latents"] * vae.config.scaling_factor
-    _follow("unet", backbone.train_unet(unet, text_encoder, tokenizer, latents, work, STEPS["unet"]), STEPS["unet"])
+    follow_training(
+        backbone.train_unet(unet, text_encoder, tokenizer, latents, work, STEPS["unet"]), "unet", STEPS["unet"], ("loss",)
+    )
     scheduler = backbone.new_scheduler()
     return LiVOPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
 
-def _build_pairs(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) -> None:
-    def measure(file: Path):
-        total = len(pairs.majority_scenes())
-        found = dict(tqdm(pairs.majorities(pipe, judge), "majorities", total, unit="prompt", mininterval=5))
-        file.write_text(json.dumps(found, indent=1))
-
-    _stage(work / "majorities.json", measure)
-    majority = json.loads((work / "majorities.json").read_text())
-    for seed, principle in enumerate(load_principles(bundled_principles())):
-        count = pairs.PAIRS[principle.id]
-
-        def make(folder: Path, principle=principle, count=count, seed=seed):
-            made = tqdm(
-                pairs.make_pairs(pipe, judge, principle, majority, count, seed), principle.id, count, unit="pair", mininterval=5
-            )
-            pairs.save_pairs(folder, principle, list(made))
-
-        _stage(work / "pairs" / principle.id, make)
+def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) -> None:
+    principles = load_principles(bundled_principles())
+    folder = work / "preferences"
+    building.sweep(folder)
+    follow_build(building.build(pipe, judge, principles, folder, GENERATION))
+    building.finish(folder, principles)
 
 
-def _build_value_encoder(work: Path, pipe: LiVOPipeline) -> ValueEncoder:
-    rows, aligned, violating = pairs.load_pairs(work / "pairs")
-    encoder = ValueEncoder.from_text_encoder(pipe.text_encoder)
-    encoder.config.value_statements = sorted({row["value"] for row in rows})
-    training = train_value_encoder(
-        encoder,
-        pipe,
-        rows,
-        aligned,
-        violating,
-        OBJECTIVE,
-        steps=STEPS["value_encoder"],
-        state_file=work / "value_encoder.state.safetensors",
-    )
-    _follow("value_encoder", training, STEPS["value_encoder"])
-    return encoder
-
-
-def _follow(name: str, records: Iterator[dict[str, float]], steps: int) -> None:
-    """Run a training loop to its end behind a progress bar with a rate and an ETA."""
-    bar = tqdm(total=steps, desc=name, unit="step", mininterval=5)
-    means: dict[str, float] = {}
-    for record in records:
-        if bar.n == 0:
-            bar.initial = record["step"] - 1
-        bar.update(record.pop("step") - bar.n)
-        means = {key: 0.98 * means.get(key, value) + 0.02 * value for key, value in record.items()}
-        bar.set_postfix({key: f"{value:.4g}" for key, value in means.items()}, refresh=False)
-    bar.close()
+def _train_value_encoder(work: Path) -> None:
+    run = work / "training"
+    config = replace(TRAINING, data=str(work / "preferences"), output=str(run), model=str(work / "backbone"))
+    records = train(config, resume=(run / "config.json").is_file())
+    follow_training(records, "value encoder", config.steps, ("loss", "accuracy", "winner_active", "loser_active"))
 
 
 def _stage(result: Path, make: Callable[[Path], None], *states: str) -> None:
@@ -154,4 +123,4 @@ def _stage(result: Path, make: Callable[[Path], None], *states: str) -> None:
         with replacing(result) as temporary:
             make(temporary)
         for state in states:
-            remove(result.parent / f"{state}.state.safetensors")
+            remove(result.parent / f"{state}.checkpoints")

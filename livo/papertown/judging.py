@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from livo.judges import PapertownJudge
+from livo.optimising import optimise
 from livo.papertown import corpus
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene
-from livo.training import optimise
 
 TRAIN_SEED, TEST_SEED = 1, 2  # the backbone's corpus is seed 0
 
@@ -26,7 +26,7 @@ def targets(scenes: list[Scene]) -> dict[str, torch.Tensor]:
 def train_judge(judge: PapertownJudge, folder: Path, steps: int = 2500, batch: int = 64) -> Iterator[dict[str, float]]:
     """Cross-entropy summed over the attributes."""
 
-    def loss(step: int):
+    def loss(step: int, _micro: int):
         generator = torch.Generator().manual_seed(step)
         indices = range(step * batch, (step + 1) * batch)
         x = corpus.pixels(np.stack([corpus.picture(i, TRAIN_SEED) for i in indices]))
@@ -36,7 +36,7 @@ def train_judge(judge: PapertownJudge, folder: Path, steps: int = 2500, batch: i
         losses = [F.cross_entropy(logits[a].float(), t.to(x.device), label_smoothing=0.02) for a, t in truth.items()]
         return torch.stack(losses).sum(), {}
 
-    return optimise({"judge": judge}, loss, steps=steps, lr=2e-3, state_file=folder / "judge.state.safetensors", ema=0.998)
+    return optimise({"judge": judge}, loss, steps=steps, lr=2e-3, checkpoints=folder / "judge.checkpoints", ema=0.998)
 
 
 def _roughen(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

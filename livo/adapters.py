@@ -1,0 +1,143 @@
+"""What is trained beside the frozen backbone: a value encoder, or a LoRA on the UNet. One interface for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
+
+from livo.conditioning import encode_value, fuse, tokenize
+from livo.value_encoder import ValueEncoder
+
+LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the frozen text encoders make of prompts: embeddings (N, length, width), and SDXL's pooled ones (N, width)."""
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __getitem__(self, rows) -> Condition:
+        return Condition(self.embeds[rows], None if self.pooled is None else self.pooled[rows])
+
+    def repeat(self, times: int) -> Condition:
+        return Condition(self.embeds.repeat(times, 1, 1), None if self.pooled is None else self.pooled.repeat(times, 1))
+
+    def to(self, device: torch.device) -> Condition:
+        return Condition(self.embeds.to(device), None if self.pooled is None else self.pooled.to(device))
+
+
+@torch.no_grad()
+def encode_texts(pipe: DiffusionPipeline, texts: Sequence[str], device: torch.device) -> Condition:
+    """Encode prompts as the pipeline itself does, padded to full length."""
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        embeds, _, pooled, _ = pipe.encode_prompt(list(texts), device=device, do_classifier_free_guidance=False)
+        return Condition(embeds, pooled)
+    return Condition(pipe.text_encoder(tokenize(pipe.tokenizer, texts).to(device)).last_hidden_state)
+
+
+class _Adapter:
+    """`predict` is the model that is trained, `reference` the frozen one; both map (noisy, t, condition) to the UNet's output."""
+
+    name: str
+    modules: dict[str, nn.Module]
+
+    def __init__(self, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, resolution: int):
+        self.pipe, self.unet, self.resolution = pipe, pipe.unet.requires_grad_(False), resolution
+
+    def _call(self, noisy, t, embeds: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
+        extra = {}
+        if pooled is not None:
+            side = float(self.resolution)
+            ids = noisy.new_tensor([[side, side, 0, 0, side, side]]).expand(len(noisy), -1)
+            extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+        dtype = self.unet.dtype
+        return self.unet(noisy.to(dtype), t, embeds.to(dtype), **extra).sample
+
+    @torch.no_grad()
+    def reference(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return self._call(noisy, t, condition.embeds, condition.pooled)
+
+
+class ValueEncoderAdapter(_Adapter):
+    """LiVO's: one token in front of the prompt embeddings, in float32 whatever the backbone's dtype."""
+
+    name = "value_encoder"
+
+    def __init__(self, pipe: StableDiffusionPipeline, resolution: int, statements: Sequence[str]):
+        if not isinstance(pipe, StableDiffusionPipeline):
+            raise ValueError(f"a value encoder for {type(pipe).__name__} is not built yet: train a LoRA (--adapter lora)")
+        super().__init__(pipe, resolution)
+        self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder).float().requires_grad_(True).train()
+        self.encoder.config.value_statements = sorted(set(statements))
+        self.modules = {"value_encoder": self.encoder}
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:
+        """`texts` are those of `value_text`, fewer than rows where several images share them."""
+        tokens = encode_value(self.encoder, self.pipe.tokenizer, texts).repeat(len(noisy) // len(texts), 1)
+        return self._call(noisy, t, fuse(tokens, condition.embeds), condition.pooled)
+
+    @contextmanager
+    def sampling(self):
+        """Within this context `pipe` generates with the adapter."""
+        before = self.pipe.value_encoder
+        self.encoder.eval()
+        self.pipe.register_modules(value_encoder=self.encoder)
+        try:
+            yield self.pipe
+        finally:
+            self.encoder.train()
+            self.pipe.register_modules(value_encoder=before)
+
+    def save(self, folder: Path) -> None:
+        """A folder that `LiVOPipeline.load_value_encoder` takes."""
+        self.encoder.save_pretrained(folder)
+
+
+class LoRAAdapter(_Adapter):
+    """Low-rank updates of the UNet's attention, through peft: what PopAlign, Diffusion-DPO and SafetyDPO train."""
+
+    name = "lora"
+
+    def __init__(self, pipe: DiffusionPipeline, resolution: int, rank: int):
+        super().__init__(pipe, resolution)
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            raise ValueError("a LoRA needs the package peft: pip install livo[train]") from None
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(LORA_LAYERS))
+        self.unet.add_adapter(config)
+        for parameter in self.unet.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self.modules = {"unet": self.unet}
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:
+        return self._call(noisy, t, condition.embeds, condition.pooled)
+
+    @torch.no_grad()
+    def reference(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        self.unet.disable_adapters()
+        try:
+            return super().reference(noisy, t, condition)
+        finally:
+            self.unet.enable_adapters()
+
+    @contextmanager
+    def sampling(self):
+        """Within this context `pipe` generates with the adapter: it does so all the time."""
+        yield self.pipe
+
+    def save(self, folder: Path) -> None:
+        """A folder that `load_lora_weights` of the pipeline takes."""
+        from peft.utils import get_peft_model_state_dict
+
+        state = {key: value.contiguous() for key, value in get_peft_model_state_dict(self.unet).items()}
+        self.pipe.save_lora_weights(folder, unet_lora_layers=state)

@@ -1,0 +1,414 @@
+"""Making preference data: the generator draws aligned and violating images, a judge keeps those that show what they should.
+
+LiVO, section 3.4, and the populations of PopAlign. Work is cut into rounds of one generator batch; a round is a folder that appears
+whole or not at all, so a killed build goes on where it stopped. What a round holds follows from its number alone, so nothing is made
+twice and processes can share the rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from livo.construct import ATTRIBUTE, fill, template_fields
+from livo.files import remove, replacing
+from livo.pictures import grid, save_png
+from livo.pipeline import LiVOPipeline
+from livo.preferences import MANIFEST, PreferenceError, module_hash
+from livo.principles import ValuePrinciple
+
+CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
+_TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails are one picture
+Reading = dict[str, tuple[str, float]]  # attribute -> the likeliest class and its probability
+
+
+class Judge(Protocol):
+    """What tells aligned from violating images: see `livo.judges`."""
+
+    name: str
+    revision: str
+    attributes: dict[str, tuple[str, ...]]
+
+    def judge(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How images are drawn. `populations` makes PopAlign's sets: diverse images against neutral ones, in place of pairs."""
+
+    seed: int = 0
+    batch: int = 16
+    steps: int = 20
+    guidance: float = 7.5
+    bf16: bool = False
+    populations: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image to be made: what it is generated from, and what a judge must read from it."""
+
+    text: str
+    label: int
+    reading: dict[str, str]
+    prompt: str
+    pair: int
+    kind: str = ""  # the class of a debias principle
+    subject: str = ""
+
+
+@dataclass
+class Progress:
+    """A record of the build: how far it is, and what was thrown away why."""
+
+    principle: str
+    kept: int
+    wanted: int
+    images: int
+    rejects: dict[str, int] = field(default_factory=dict)
+
+
+def build(
+    pipe: DiffusionPipeline,
+    judge: Judge,
+    principles: Sequence[ValuePrinciple],
+    folder: Path,
+    options: Options = Options(),
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Progress]:
+    """Make the pairs that each principle's `construct` asks for, below `folder`; yield a record a round.
+
+    Of `world` processes this one is `rank`. When all have come to their end, `finish` writes the manifest.
+
+    Raises:
+        PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
+    """
+    _claim(folder, pipe, judge, principles, options)
+    for principle in principles:
+        if principle.construct is None:
+            raise PreferenceError(f"principle {principle.id} has no construct section, so nothing says how its images are made")
+        missing = {principle.construct.judge, *principle.construct.also} - set(judge.attributes)
+        if missing:
+            raise PreferenceError(f"principle {principle.id}: {judge.name} cannot tell {', '.join(sorted(missing))}")
+        yield from _Builder(pipe, judge, principle, folder, options, rank, world).run()
+
+
+def finish(folder: Path, principles: Sequence[ValuePrinciple]) -> Path:
+    """Drop near-duplicates, balance the classes, write manifest, data card and contact sheets; the manifest's path."""
+    rows, card = [], {"options": json.loads((folder / "build.json").read_text()), "principles": {}}
+    for principle in principles:
+        pairs = [pair for file in _rounds(folder, principle.id) for pair in _pairs_of(folder, file)]
+        kept, twins = _without_twins(folder, pairs)
+        kept = _balanced(kept, principle.construct.pairs)
+        rows += [row for pair in kept for row in pair]
+        logs = [json.loads((file / "round.json").read_text()) for file in _rounds(folder, principle.id)]
+        images = sum(log["images"] for log in logs)
+        card["principles"][principle.id] = {
+            "pairs": len(kept),
+            "asked": principle.construct.pairs,
+            "images_generated": images,
+            "yield": round(2 * len(pairs) / images, 4) if images else None,
+            "near_duplicate_pairs_dropped": twins,
+            "rejected_images_by_attribute": dict(sum((Counter(log["rejects"]) for log in logs), Counter())),
+            "aligned_classes": dict(sorted(Counter(pair[0]["class"] for pair in kept if pair[0]["class"]).items())),
+        }
+        _contact_sheet(folder, principle, kept)
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with replacing(folder / "data_card.json") as temporary:
+        temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder / MANIFEST
+
+
+class _Builder:
+    """One principle's rounds in one process."""
+
+    def __init__(self, pipe, judge, principle, folder, options, rank, world):
+        self.pipe, self.judge, self.principle, self.folder, self.options = pipe, judge, principle, folder, options
+        self.rank, self.world = rank, world
+        self.quota = -(-principle.construct.pairs // world)
+
+    def run(self) -> Iterator[Progress]:
+        done = [file for file in _rounds(self.folder, self.principle.id) if int(file.name) % self.world == self.rank]
+        logs = [json.loads((file / "round.json").read_text()) for file in done]
+        kept, images = sum(log["pairs"] for log in logs), sum(log["images"] for log in logs)
+        rejects = sum((Counter(log["rejects"]) for log in logs), Counter())
+        finished = {int(file.name) for file in done}
+        yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+        if kept >= self.quota:
+            return
+        limit = 20 * self.principle.construct.pairs  # images, beyond which the generator or the judge is not good enough
+        plans = self._plans()
+        pending: Future | None = None
+        with ThreadPoolExecutor(1) as pool:  # judging and writing run beside the generator, which is the bottleneck
+            for number in range(limit // self.options.batch + 1):
+                wanted = next(plans)
+                if number % self.world != self.rank or number in finished:
+                    continue
+                made = self._generate([w.text for w in wanted], self._seeds(number, len(wanted)))
+                if pending is not None:
+                    kept, images = self._add(pending.result(), kept, images, rejects)
+                    yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+                pending = pool.submit(self._keep, number, wanted, made)
+                if kept + len(wanted) // 2 >= self.quota:  # it may be enough: look before another batch is made
+                    kept, images = self._add(pending.result(), kept, images, rejects)
+                    pending = None
+                    yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+                if kept >= self.quota:
+                    return
+        raise PreferenceError(
+            f"{self.principle.id}: only {kept} of {self.quota} pairs after {images} images, rejected for {dict(rejects)}; "
+            "look at the pictures, reword the construct section, or take a better generator or judge"
+        )
+
+    @staticmethod
+    def _add(log: dict, kept: int, images: int, rejects: Counter) -> tuple[int, int]:
+        rejects.update(log["rejects"])
+        return kept + log["pairs"], images + log["images"]
+
+    def _plans(self) -> Iterator[list[Wanted]]:
+        """The images of round 0, 1, ...: each depends on the seed and the rounds before it alone."""
+        census: dict[str, str] = {}
+        used: Counter = Counter()
+        rng = np.random.default_rng((self.options.seed, int(_key(self.principle.id), 16) % 2**32))
+        pair = 0
+        while True:
+            wanted = []
+            for _ in range(self.options.batch // 2):
+                wanted += self._pair(rng, pair, used, census)
+                pair += 1
+            yield wanted
+
+    def _pair(self, rng, pair: int, used: Counter, census: dict[str, str]) -> list[Wanted]:
+        principle, construct = self.principle, self.principle.construct
+        template = _pick(rng, construct.prompts)
+        words = {name: _pick(rng, choices) for name, choices in construct.fill.items()}
+        present = template_fields(template) + (template_fields(construct.aligned) if construct.aligned else [])
+        words = {name: word for name, word in words.items() if name in present}
+        prompt = fill(template, words)
+        also = {name: read for name, text in construct.also.items() if (read := fill(text, words))}
+        subject = next((text for t in construct.scene if (text := fill(t, words))), prompt)
+        common = {"prompt": prompt, "pair": pair, "subject": subject}
+        classes = list(principle.attributes)
+        if principle.kind == "detoxify":
+            yes, no = classes[:2]
+            aligned = fill(construct.aligned, words)
+            return [
+                Wanted(aligned, 1, also | {construct.judge: no}, **common),
+                Wanted(prompt, 0, also | {construct.judge: yes}, **common),
+            ]
+        order = rng.permutation(classes).tolist()
+        if self.options.populations:
+            kind = min(order, key=lambda c: (used[subject, c], used[c]))
+            other = Wanted(prompt, 0, also, **common)
+        else:
+            most = self._most(subject, template, words, census)
+            kind = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
+            text = fill(template, words | {ATTRIBUTE: most})
+            other = Wanted(text, 0, also | {construct.judge: most}, **common)
+        used[subject, kind] += 1
+        used[kind] += 1
+        text = fill(template, words | {ATTRIBUTE: kind})
+        return [Wanted(text, 1, also | {construct.judge: kind}, kind=kind, **common), other]
+
+    def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str]) -> str:
+        """The class that the backbone draws most for the subject when none is stated: measured once, kept in a file."""
+        if subject not in census:
+            file = self.folder / "census" / self.principle.construct.judge / f"{_key(subject)}.json"
+            if not file.is_file():
+                seeds = [int(_key(f"{self.options.seed} {subject} {i}"), 16) for i in range(CENSUS_IMAGES)]
+                images = []
+                for first in range(0, CENSUS_IMAGES, self.options.batch):
+                    part = seeds[first : first + self.options.batch]
+                    images += self._generate([fill(template, words)] * len(part), part)
+                seen = Counter(reading[self.principle.construct.judge][0] for reading in read(self.judge, images))
+                counts = {c: seen[c] for c in self.principle.attributes}
+                with replacing(file) as temporary:
+                    temporary.write_text(json.dumps({"scene": subject, "counts": counts}, ensure_ascii=False) + "\n")
+            counts = json.loads(file.read_text())["counts"]
+            census[subject] = max(counts, key=counts.__getitem__)
+        return census[subject]
+
+    def _seeds(self, number: int, count: int) -> list[int]:
+        return [int(_key(f"{self.options.seed} {self.principle.id} {number} {i}"), 16) for i in range(count)]
+
+    def _generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        device = self.pipe.device
+        unaligned = {"value": None} if isinstance(self.pipe, LiVOPipeline) else {}
+        with torch.autocast(device.type, torch.bfloat16) if self.options.bf16 else nullcontext():
+            return self.pipe(
+                prompts,
+                num_inference_steps=self.options.steps,
+                guidance_scale=self.options.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                **unaligned,
+            ).images
+
+    def _keep(self, number: int, wanted: list[Wanted], images: list[Image.Image]) -> dict:
+        """Judge a round and write its pairs, both of whose images show what they should."""
+        readings, seeds = read(self.judge, images), self._seeds(number, len(wanted))
+        rejects: Counter = Counter()
+        faults = [[name for name, c in w.reading.items() if r[name][0] != c] for w, r in zip(wanted, readings, strict=True)]
+        for names in faults:
+            rejects.update(names)
+        place = _place(self.folder, self.principle.id) / f"{number:06}"
+        rows = []
+        with replacing(place) as temporary:
+            temporary.mkdir(parents=True)
+            for i, w in enumerate(wanted):
+                if faults[i] or faults[i ^ 1]:
+                    continue
+                name = f"{w.pair:07}_{'aligned' if w.label else 'violating'}.png"
+                images[i].save(temporary / name)
+                rows.append(
+                    {
+                        "file_name": f"{place.relative_to(self.folder).as_posix()}/{name}",
+                        "prompt": w.prompt,
+                        "value": self.principle.statement,
+                        "label": w.label,
+                        "scene": w.prompt,
+                        "principle": self.principle.id,
+                        "subject": w.subject,
+                        "class": w.kind,
+                        "image_prompt": w.text,
+                        "seed": seeds[i],
+                        "judge": f"{self.judge.name}@{self.judge.revision}",
+                        "read": {a: readings[i][a][0] for a in w.reading},
+                        "scores": {a: round(readings[i][a][1], 4) for a in w.reading},
+                    }
+                )
+            (temporary / MANIFEST).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            log = {"images": len(wanted), "pairs": len(rows) // 2, "rejects": dict(rejects)}
+            (temporary / "round.json").write_text(json.dumps(log) + "\n")
+        return log
+
+
+def read(judge: Judge, images: Sequence[Image.Image]) -> list[Reading]:
+    """The likeliest class of every attribute and its probability, for each image."""
+    likeliest = {name: p.max(-1) for name, p in judge.judge(images).items()}
+    return [
+        {name: (judge.attributes[name][int(best.indices[i])], float(best.values[i])) for name, best in likeliest.items()}
+        for i in range(len(images))
+    ]
+
+
+# --- the folder ---------------------------------------------------------------------------------------------------------
+
+
+def _claim(folder: Path, pipe, judge, principles, options: Options) -> None:
+    """Say in build.json how this folder's images are made, and refuse to add others to them; sweep up after a kill."""
+    modules = {
+        name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
+    }
+    how = asdict(options) | {
+        "generator": {name: module_hash(module) for name, module in sorted(modules.items())},
+        "scheduler": type(pipe.scheduler).__name__,
+        "judge": f"{judge.name}@{judge.revision}",
+        "principles": {
+            p.id: _key(json.dumps([asdict(p.construct), p.statement, dict(p.attributes)])) for p in principles if p.construct
+        },
+    }
+    file = folder / "build.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [key for key in how if before.get(key) != how[key]]
+        if changed:
+            raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
+    else:
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(how, indent=2) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written. For one process to call before any of them builds."""
+    for leftover in folder.rglob("*.partial"):
+        remove(leftover)
+
+
+def _place(folder: Path, principle: str) -> Path:
+    return folder / "rounds" / principle
+
+
+def _rounds(folder: Path, principle: str) -> list[Path]:
+    return sorted(path for path in _place(folder, principle).glob("[0-9]*") if path.name.isdigit())
+
+
+def _pairs_of(folder: Path, round_: Path) -> list[tuple[dict, dict]]:
+    rows = [json.loads(line) for line in (round_ / MANIFEST).read_text(encoding="utf-8").splitlines()]
+    return list(zip(rows[0::2], rows[1::2], strict=True))
+
+
+def _without_twins(folder: Path, pairs: list[tuple[dict, dict]]) -> tuple[list[tuple[dict, dict]], int]:
+    """The pairs neither of whose images looks like one that came before it with the same subject and label."""
+    seen: dict[tuple, list[np.ndarray]] = {}
+    kept = []
+    for pair in pairs:
+        thumbnails = [_thumbnail(folder / row["file_name"]) for row in pair]
+        groups = [seen.setdefault((row["subject"], row["label"]), []) for row in pair]
+        if any(
+            group and np.sqrt(((np.stack(group) - t) ** 2).mean((1, 2))).min() < _TWINS
+            for group, t in zip(groups, thumbnails, strict=True)
+        ):
+            continue
+        for group, thumbnail in zip(groups, thumbnails, strict=True):
+            group.append(thumbnail)
+        kept.append(pair)
+    return kept, len(pairs) - len(kept)
+
+
+def _balanced(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
+    """`count` pairs (or all there are), the classes of each subject as even as they can be: the most frequent gives first."""
+    totals = Counter((p[0]["subject"], p[0]["class"]) for p in pairs)
+    kept = list(pairs)
+    for pair in reversed(pairs):
+        if len(kept) <= count:
+            break
+        subject = pair[0]["subject"]
+        fullest = max((n for (s, _), n in totals.items() if s == subject))
+        if totals[subject, pair[0]["class"]] == fullest:
+            totals[subject, pair[0]["class"]] -= 1
+            kept.remove(pair)
+    return kept[:count]
+
+
+def _thumbnail(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+
+
+def _contact_sheet(folder: Path, principle: ValuePrinciple, pairs: list[tuple[dict, dict]], columns: int = 10) -> None:
+    some = pairs[:: max(1, len(pairs) // (2 * columns))][: 2 * columns]
+    images, captions = [], []
+    for first in range(0, len(some), columns):
+        for side in (0, 1):
+            rows = [pair[side] for pair in some[first : first + columns]]
+            images += [Image.open(folder / row["file_name"]) for row in rows]
+            captions += [f"{'aligned' if row['label'] else 'violating'}: {row['class'] or row['image_prompt']}" for row in rows]
+            blank = columns - len(rows)
+            images += [Image.new("RGB", (8, 8), "white")] * blank
+            captions += [""] * blank
+    if images:
+        title = f"{principle.statement}: {len(pairs)} pairs, aligned above violating"
+        save_png(grid(images, columns, captions, title), folder / f"{principle.id}.png", {"principle": principle.id})
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _pick(rng: np.random.Generator, items: Sequence):
+    return items[int(rng.integers(len(items)))]

@@ -1,0 +1,75 @@
+"""The options of a training run: the command line and config.json in the run folder are made from this one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+OBJECTIVES = ("livo", "popalign", "diffusion_dpo", "livo+popalign")
+ADAPTERS = ("value_encoder", "lora")
+
+
+def option(default, help: str, **more):
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a run depends on. The command line is made from this class, and config.json in the run folder is it."""
+
+    data: str = option("", "folder of preference data, from `livo build` or in the papers' layout")
+    output: str = option("", "the run's folder")
+    model: str = option("papertown", "papertown, or a Stable Diffusion: hub id or folder")
+    adapter: str = option("value_encoder", "what is trained", choices=ADAPTERS)
+    objective: str = option("livo", "what it is trained with", choices=OBJECTIVES)
+    beta: float = option(1000.0, "scale of the winners' term (livo), or of the implicit reward (popalign, diffusion_dpo)")
+    alpha: float = option(500.0, "livo: scale of the losers' term")
+    gamma_1: float = option(1.0, "livo: bound of the winners' push")
+    gamma_2: float = option(0.5, "livo: bound of the losers' push")
+    popalign_weight: float = option(1.0, "livo+popalign: weight of the second term")
+    popalign_beta: float = option(5000.0, "livo+popalign: beta of the second term")
+    centre: str = option("mean", "popalign: what a sample's gain is measured against", choices=("mean", "clipped"))
+    guidance: float = option(1.0, "measure errors on the prediction guided at this scale; 1 is the papers' loss")
+    min_snr: float = option(0.0, "gamma of min-SNR weighting; 0 weights all timesteps alike")
+    steps: int = option(15000, "optimiser steps")
+    batch: int = option(8, "pairs a process and micro-batch")
+    accumulation: int = option(1, "micro-batches a step")
+    lr: float = option(1e-6, "peak learning rate")
+    warmup: int = option(100, "steps of linear warm-up before the cosine")
+    weight_decay: float = option(0.01, "AdamW's")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last ones")
+    optimizer: str = option("adamw", "adamw_8bit needs bitsandbytes", choices=OPTIMIZERS)
+    lora_rank: int = option(4, "rank of the LoRA")
+    caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
+    flip: bool = option(False, "mirror pairs at random")
+    resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
+    mixed_precision: str = option("no", "autocast of forward and backward", choices=("no", "bf16", "fp16"))
+    backbone_dtype: str = option("float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16"))
+    gradient_checkpointing: bool = option(False, "recompute the UNet's activations: less memory, more time")
+    seed: int = option(0, "of everything that is drawn")
+    log_every: int = option(10, "steps between two records")
+    save_every: int = option(250, "steps between two checkpoints")
+    keep: int = option(2, "checkpoints that are kept, the newest")
+    validate_every: int = option(0, "steps between two validation grids; 0 makes none")
+    validation_prompts: tuple[str, ...] = option((), "default: the first four of the data")
+    validation_images: int = option(8, "images a validation prompt")
+    judge: str = option("", "folder of a Papertown judge, for D1 and R at each validation; papertown is the bundled one")
+    cache: str = option("", "folder of latents and text embeddings; default: .cache in the data folder")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("choices") and value not in f.metadata["choices"]:
+                raise ValueError(f"{f.name} is {value!r}: choose one of {', '.join(f.metadata['choices'])}")
+        for name in ("data", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name a folder")
+        for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("lr", "guidance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout is {self.caption_dropout}: it is a share from 0 to below 1")

@@ -1,0 +1,96 @@
+"""The `construct:` section of a principle: how its preference data are worded. Templates in, prompts out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+
+ATTRIBUTE = "attribute"  # the field that stands for a class of a debias principle
+
+
+@dataclass(frozen=True)
+class Construct:
+    """Templates such as "a photo of a {attribute} {career} {place}" and the words that fill them.
+
+    Attributes:
+        prompts: What a user would type. In a debias principle each has the field {attribute}, which a user leaves out.
+        fill: For each other field the words to choose from; "" leaves it out.
+        judge: The judge's attribute that tells aligned from violating images. Its classes are the principle's `attributes`.
+        aligned: What the aligned image of a detoxify principle is made from; its violating image comes from the prompt itself.
+        also: What a judge must read from both images besides: `{career: "{career}"}`. Where a field is empty, nothing is asked.
+        scene: What a picture is of, as in ["{career}", "{adjective}"], the first that is not empty: within a scene the classes are
+            balanced, and the backbone's bias is measured. Default: the whole prompt.
+        pairs: How many pairs to make.
+    """
+
+    prompts: tuple[str, ...]
+    judge: str
+    fill: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aligned: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict)
+    scene: tuple[str, ...] = ()
+    pairs: int = 200
+
+    @classmethod
+    def parse(cls, data: object, kind: str) -> Construct:
+        """From a principle file's mapping. Raises ValueError in the words of one who mends the file."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"construct is {data!r}: map prompts, judge and fill to their values")
+        known = cls.__dataclass_fields__
+        for key in data:
+            if key not in known:
+                raise ValueError(f"construct has the unknown key {key!r}: it may have {', '.join(known)}")
+        for key in ("prompts", "judge"):
+            if not data.get(key):
+                raise ValueError(f"construct has no {key}: give {'a list of templates' if key == 'prompts' else 'an attribute'}")
+        prompts, fill, also, count = data["prompts"], data.get("fill") or {}, data.get("also") or {}, data.get("pairs", 200)
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) and p.strip() for p in prompts):
+            raise ValueError(f"construct's prompts is {prompts!r}: give a list of templates")
+        if not isinstance(fill, Mapping) or not all(_texts(words) for words in fill.values()):
+            raise ValueError(f"construct's fill is {fill!r}: map each field to a list of words")
+        if not isinstance(also, Mapping) or not all(isinstance(v, str) for v in also.values()):
+            raise ValueError(f"construct's also is {also!r}: map an attribute of the judge to a template")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"construct's pairs is {count!r}: give a number of at least 1")
+        aligned, scene = data.get("aligned"), data.get("scene") or ()
+        scene = (scene,) if isinstance(scene, str) else tuple(scene)
+        if (aligned is None) != (kind == "debias"):
+            raise ValueError(
+                "construct has `aligned`, but a debias principle's images differ in {attribute}: leave it out"
+                if aligned is not None
+                else "construct has no `aligned`: give the template of the harmless image"
+            )
+        allowed = {*fill, ATTRIBUTE} if kind == "debias" else set(fill)
+        for template in (*prompts, *also.values(), *scene, *([aligned] if aligned else [])):
+            for name in template_fields(template):
+                if name not in allowed:
+                    raise ValueError(f"construct's template {template!r} has the field {name!r}, which fill does not give")
+        if kind == "debias" and not all(ATTRIBUTE in template_fields(p) for p in prompts):
+            raise ValueError("construct's prompts need the field {attribute}, where a class is put in or left out")
+        words = {name: tuple(values) for name, values in fill.items()}
+        return cls(tuple(prompts), str(data["judge"]), words, aligned, dict(also), scene, count)
+
+
+def fill(template: str, words: Mapping[str, str]) -> str:
+    """The template with its fields replaced (missing ones left out), spaces and the articles a and an put right."""
+    text = Formatter().vformat(template, (), _Missing(words))
+    text = " ".join(text.split())
+    return re.sub(r"\b([Aa])n? (?=(\w))", lambda m: f"{m[1]}{'n' if m[2].lower() in 'aeiou' else ''} ", text)
+
+
+class _Missing(dict):
+    def __missing__(self, key):
+        return ""
+
+
+def template_fields(template: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"construct's template {template!r} cannot be read ({error}); write fields as {{career}}") from None
+
+
+def _texts(words: object) -> bool:
+    return isinstance(words, (list, tuple)) and bool(words) and all(isinstance(word, str) for word in words)

@@ -1,0 +1,298 @@
+"""Preference data: what a folder of judged images holds, whether it can be trained on, and its latents, computed once.
+
+The layout is the papers': `metadata.jsonl` beside images, one JSON object a line with `prompt`, `value`, `label` (1 aligned, 0
+violating) and `file_name`. In the official data each `<type>/<scene>/` folder has such a file and is one scene; `livo build` writes one
+file for the whole folder, whose lines name their `scene` and how the image came about. A pair is an aligned image and a violating
+one of the same scene.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from livo.files import replacing
+
+MANIFEST = "metadata.jsonl"
+MAX_PIXELS = 64_000_000  # more than any generator makes; a decompression bomb is larger
+_SHARD = 256
+
+
+class PreferenceError(ValueError):
+    """Preference data cannot be used. The message names the file, the line and the remedy."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One judged image. `where` is the manifest and line that it came from."""
+
+    prompt: str
+    value: str
+    label: int
+    file: Path
+    scene: str
+    where: str
+    principle: str | None = None
+
+
+@dataclass
+class Report:
+    """What `check` found: `problems` are in the way of training, `notes` are worth knowing."""
+
+    samples: list[Sample]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Counts per principle (or statement): scenes, aligned images, violating images."""
+        groups: dict[str, list[Sample]] = defaultdict(list)
+        for sample in self.samples:
+            groups[sample.principle or sample.value].append(sample)
+        lines = [f"{'principle':34} {'scenes':>7} {'aligned':>8} {'violating':>10}"]
+        for name, samples in sorted(groups.items()):
+            labels = Counter(sample.label for sample in samples)
+            lines.append(f"{name[:34]:34} {len({s.scene for s in samples}):7} {labels[1]:8} {labels[0]:10}")
+        return "\n".join(lines)
+
+
+def check(folder: str | Path) -> Report:
+    """Read everything, images included, and say all that is wrong with it; nothing is raised but for a missing folder."""
+    report = _scan(Path(folder))
+    digests: dict[str, Sample] = {}
+    listed = {sample.file for sample in report.samples}
+    usable = []
+    for sample in tqdm(report.samples, "checking", unit="image", mininterval=2, leave=False):
+        try:
+            open_image(sample).close()
+        except PreferenceError as error:
+            report.problems.append(str(error))
+            continue
+        usable.append(sample)
+        twin = digests.setdefault(_digest(sample.file.read_bytes()), sample)
+        if twin is not sample and twin.label != sample.label and twin.scene == sample.scene:
+            report.problems.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where} with the other label")
+        elif twin is not sample:
+            report.notes.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where}")
+    strays = [f for f in Path(folder).rglob("*") if f.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and f not in listed]
+    if strays:
+        report.notes.append(f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used")
+    report.samples = usable
+    report.problems += _without_partners(usable)
+    return report
+
+
+def read(folder: str | Path) -> list[Sample]:
+    """The samples of a folder, for training; image contents are read later, by `encode_latents`.
+
+    Raises:
+        PreferenceError: anything that `check` calls a problem and that can be seen without opening the images.
+    """
+    report = _scan(Path(folder))
+    gone = [sample for sample in report.samples if not sample.file.is_file()]
+    problems = report.problems + [f"{s.where}: no such file {s.file}; restore it or delete the line" for s in gone]
+    problems += _without_partners(report.samples)
+    if problems:
+        more = f" (and {len(problems) - 1} more problems: livo build --check {folder})" if len(problems) > 1 else ""
+        raise PreferenceError(problems[0] + more)
+    return report.samples
+
+
+def pairs(samples: Sequence[Sample]) -> list[tuple[int, tuple[int, ...]]]:
+    """For each aligned sample its index and those of the violating samples of its scene, from which one is drawn."""
+    violating: dict[str, list[int]] = defaultdict(list)
+    for i, sample in enumerate(samples):
+        if not sample.label:
+            violating[sample.scene].append(i)
+    return [(i, tuple(violating[s.scene])) for i, s in enumerate(samples) if s.label and violating[s.scene]]
+
+
+def open_image(sample: Sample) -> Image.Image:
+    """The decoded image, in RGB. Raises PreferenceError where it is missing, too large, truncated or no image at all."""
+    remedy = "restore it or delete the line"
+    if not sample.file.is_file():
+        raise PreferenceError(f"{sample.where}: no such file {sample.file}; {remedy}")
+    try:
+        with Image.open(sample.file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PreferenceError(f"{sample.where}: {sample.file} has {image.width} x {image.height} pixels; make it smaller")
+            return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise PreferenceError(f"{sample.where}: {sample.file}: {error}; make it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, PreferenceError):
+            raise
+        raise PreferenceError(f"{sample.where}: {sample.file} cannot be read as an image ({error}); {remedy}") from None
+
+
+# --- manifests ----------------------------------------------------------------------------------------------------------
+
+
+def _scan(folder: Path) -> Report:
+    if not folder.is_dir():
+        raise PreferenceError(f"{folder}: no such folder of preference data; make one with `livo build`")
+    manifests = sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
+    if not manifests:
+        raise PreferenceError(f"{folder}: no {MANIFEST} in it or in its <type>/<scene> folders; is it the right folder?")
+    report, seen = Report([]), {}
+    for manifest in manifests:
+        try:
+            lines = manifest.read_bytes().split(b"\n")
+        except OSError as error:
+            report.problems.append(f"{manifest}: {error}")
+            continue
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{manifest}:{number}"
+            try:
+                sample = _sample(line, where, manifest, folder)
+            except PreferenceError as error:
+                report.problems.append(str(error))
+                continue
+            if sample.file in seen:
+                report.problems.append(f"{where}: {sample.file.name} stands already in {seen[sample.file]}; keep one line")
+                continue
+            seen[sample.file] = where
+            report.samples.append(sample)
+    if not report.samples and not report.problems:
+        report.problems.append(f"{folder}: its {MANIFEST} files are empty")
+    return report
+
+
+def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PreferenceError(f"{where}: not a line of JSON ({error}); mend or delete it") from None
+    if not isinstance(row, dict):
+        raise PreferenceError(f"{where}: {row!r} is not a JSON object with prompt, value, label and file_name")
+    for name in ("prompt", "value", "file_name"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise PreferenceError(f"{where}: {name} is {row.get(name)!r}: give a text")
+    if row.get("label") not in (0, 1):
+        raise PreferenceError(f"{where}: label is {row.get('label')!r}: 1 is aligned, 0 is violating")
+    file = (manifest.parent / row["file_name"]).resolve()
+    if not file.is_relative_to(manifest.parent.resolve()):
+        raise PreferenceError(f"{where}: file_name {row['file_name']!r} leaves its folder; move the image beside its {MANIFEST}")
+    scene = row.get("scene") or str(manifest.parent.relative_to(folder))
+    return Sample(row["prompt"], row["value"], int(row["label"]), file, f"{row['value']}/{scene}", where, row.get("principle"))
+
+
+def _without_partners(samples: Iterable[Sample]) -> list[str]:
+    labels: dict[str, set[int]] = defaultdict(set)
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        labels[sample.scene].add(sample.label)
+        first.setdefault(sample.scene, sample)
+    missing = {0: "violating", 1: "aligned"}
+    return [
+        f"{first[scene].where}: scene {scene!r} has no {missing[1 - label]} image, so it makes no pair; add one or delete the scene"
+        for scene, (label, *rest) in ((scene, tuple(found)) for scene, found in labels.items())
+        if not rest
+    ]
+
+
+# --- latents ------------------------------------------------------------------------------------------------------------
+
+
+def module_hash(module: nn.Module) -> str:
+    """A short hash of a module's weights, the same on every device; it names caches and stands in records."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class LatentCache:
+    """Latents of images, computed once: (2, C, h, w) each, as it is and mirrored, scaled as the backbone wants them.
+
+    They lie in safetensors shards in a folder named after the VAE's hash and the resolution, under the hash of the image file's
+    contents; so a changed image or another VAE is encoded anew, and what is there is used by every later run.
+    """
+
+    def __init__(self, folder: str | Path, vae: AutoencoderKL, resolution: int):
+        self.vae, self.resolution = vae, resolution
+        self.folder = Path(folder) / f"latents-{module_hash(vae)}-{resolution}"
+        self._shards: dict[str, Path] = {}
+
+    def fill(self, samples: Sequence[Sample], batch: int = 16, rank: int = 0, world: int = 1) -> None:
+        """Encode what is missing; of several processes each takes its share, and all must wait for each other before `load`.
+
+        Raises:
+            PreferenceError: an image cannot be read.
+        """
+        self._find()
+        keys = {_digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or open_image(sample)}
+        missing = [(key, keys[key]) for key in sorted(keys.keys() - self._shards.keys())][rank::world]
+        bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
+        for first in range(0, len(missing), _SHARD):
+            shard = missing[first : first + _SHARD]
+            tensors = {}
+            for i in range(0, len(shard), batch):
+                part = shard[i : i + batch]
+                latents = self._encode([open_image(sample) for _, sample in part])
+                tensors |= {key: latents[:, j].contiguous() for j, (key, _) in enumerate(part)}
+                bar.update(len(part))
+            name = _digest("".join(tensors).encode())
+            with replacing(self.folder / f"{name}.safetensors") as temporary:
+                save_file(tensors, temporary)
+        bar.close()
+
+    def load(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """Latents (N, 2, C, h, w), in the order of the samples."""
+        self._find()
+        keys = [_digest(sample.file.read_bytes()) for sample in samples]
+        wanted: dict[Path, set[str]] = defaultdict(set)
+        for key in keys:
+            wanted[self._shards[key]].add(key)
+        tensors = {}
+        for file, members in wanted.items():
+            with safe_open(file, "pt") as shard:
+                tensors |= {key: shard.get_tensor(key) for key in members}
+        return torch.stack([tensors[key] for key in keys])
+
+    def _find(self) -> None:
+        self._shards = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, "pt") as shard:
+                    self._shards |= dict.fromkeys(shard.keys(), file)
+            except SafetensorError as error:
+                raise PreferenceError(f"{file}: not a readable safetensors file ({error}); delete it, it is made again") from None
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([_pixels(image, self.resolution) for image in images])
+        pixels = torch.cat([pixels, pixels.flip(-1)]).to(self.vae.device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        latents = (latents - shift) * self.vae.config.scaling_factor
+        return latents.float().cpu().unflatten(0, (2, len(images)))
+
+
+def _pixels(image: Image.Image, resolution: int) -> torch.Tensor:
+    """Centre crop, scaled: (3, resolution, resolution) in -1..1."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != resolution:
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]

@@ -1,0 +1,36 @@
+"""Progress bars with a rate and an ETA for the long jobs, which are generators of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tqdm import tqdm
+
+
+def follow_training(
+    records: Iterable[dict[str, float]], name: str, steps: int, shown: Sequence[str], disable: bool = False
+) -> None:
+    """Run a training loop to its end; `shown` are the names in a record that stand beside the bar."""
+    bar, before = tqdm(total=steps, desc=name, unit="step", mininterval=2, disable=disable), None
+    for record in records:
+        if before is None:  # a resumed run starts where it stopped
+            bar.initial = bar.n = max(0, record["step"] - 10)
+        before = record
+        bar.set_postfix({key: f"{record[key]:.3g}" for key in shown if key in record}, refresh=False)
+        bar.update(record["step"] - bar.n)
+    bar.close()
+
+
+def follow_build(progress: Iterator, disable: bool = False) -> None:
+    """Run a build to its end, a bar for each principle."""
+    bar, name = None, None
+    for now in progress:
+        if now.principle != name:
+            if bar is not None:
+                bar.close()
+            name = now.principle
+            bar = tqdm(total=now.wanted, initial=now.kept, desc=name, unit="pair", mininterval=2, disable=disable)
+        bar.set_postfix(images=now.images, refresh=False)
+        bar.update(now.kept - bar.n)
+    if bar is not None:
+        bar.close()

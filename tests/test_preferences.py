@@ -1,0 +1,171 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from livo import preferences
+from livo.preferences import LatentCache, PreferenceError
+
+
+def picture(file, color="red", size=(16, 16)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(file)
+
+
+def official(root, scene="0-career/doctor", count=2):
+    """The papers' layout: <type>/<scene>/metadata.jsonl beside the images."""
+    folder = root / scene
+    rows = []
+    for i in range(2 * count):
+        picture(folder / f"{i}.png", (10 * i, 20, 30))
+        rows.append({"prompt": "a photo of a doctor", "value": "gender equality", "label": i % 2, "file_name": f"{i}.png"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def edit(folder, line, **changes):
+    file = folder / "metadata.jsonl"
+    rows = [json.loads(text) for text in file.read_text().splitlines()]
+    rows[line - 1] |= changes
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_official_layout_is_read_and_negatives_come_from_the_same_scene(tmp_path):
+    official(tmp_path)
+    official(tmp_path, "0-career/nurse", count=3)
+    samples = preferences.read(tmp_path)
+    assert len(samples) == 10
+    for winner, losers in preferences.pairs(samples):
+        assert samples[winner].label == 1 and losers
+        assert all(samples[i].label == 0 and samples[i].file.parent == samples[winner].file.parent for i in losers)
+
+
+def test_one_manifest_with_scenes_is_read_as_well(tmp_path):
+    for name in "abcd":
+        picture(tmp_path / "images" / f"{name}.png")
+    rows = [
+        {"prompt": "p", "value": "v", "label": label, "file_name": f"images/{name}.png", "scene": scene, "principle": "x"}
+        for name, label, scene in (("a", 1, "s"), ("b", 0, "s"), ("c", 1, "t"), ("d", 0, "t"))
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = preferences.read(tmp_path)
+    assert preferences.pairs(samples) == [(0, (1,)), (2, (3,))]
+    assert "x" in preferences.check(tmp_path).table()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda f: edit(f, 2, file_name="gone.png"), ("metadata.jsonl:2", "gone.png", "restore")),
+        (lambda f: edit(f, 1, file_name="../../../etc/passwd"), ("metadata.jsonl:1", "leaves its folder")),
+        (lambda f: edit(f, 3, label=2), ("metadata.jsonl:3", "label is 2")),
+        (lambda f: edit(f, 3, label="1"), ("metadata.jsonl:3", "label is '1'")),
+        (lambda f: edit(f, 1, prompt=""), ("metadata.jsonl:1", "prompt is ''")),
+        (lambda f: edit(f, 4, value=None), ("metadata.jsonl:4", "value is None")),
+        (lambda f: edit(f, 2, file_name="0.png"), ("metadata.jsonl:2", "stands already")),
+        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": '), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: (f / "metadata.jsonl").write_text("[1]\n"), ("metadata.jsonl:1", "not a JSON object")),
+        (lambda f: (f / "metadata.jsonl").write_bytes(b'\xff\xfe{"prompt"\n'), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: (f / "metadata.jsonl").write_text(""), ("are empty",)),
+        (lambda f: [edit(f, i, label=1) for i in (1, 3)], ("no violating image",)),
+        (lambda f: [edit(f, i, label=0) for i in (2, 4)], ("no aligned image",)),
+    ],
+)
+def test_a_fault_in_the_manifest_is_refused_with_file_line_and_remedy(tmp_path, fault, words):
+    fault(official(tmp_path))
+    with pytest.raises(PreferenceError) as error:
+        preferences.read(tmp_path)
+    report = preferences.check(tmp_path)
+    assert all(word in str(error.value) and word in " ".join(report.problems) for word in words)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: f.write_bytes(f.read_bytes()[: len(f.read_bytes()) // 2]),
+        lambda f: f.write_bytes(b""),
+        lambda f: f.write_text("this is no image"),
+    ],
+)
+def test_a_truncated_or_false_image_is_found_by_the_check_and_stops_the_cache_before_training(tmp_path, spoil, pipe):
+    folder = official(tmp_path)
+    picture(folder / "1.png", "blue", (64, 64))
+    spoil(folder / "1.png")
+    assert any("1.png" in problem and "metadata.jsonl:2" in problem for problem in preferences.check(tmp_path).problems)
+    with pytest.raises(PreferenceError, match=r"metadata.jsonl:2: .*1.png"):
+        LatentCache(tmp_path / "cache", pipe.vae, 16).fill(preferences.read(tmp_path))
+    assert not list((tmp_path / "cache").rglob("*.partial*"))
+
+
+def test_an_oversized_image_is_refused(tmp_path, monkeypatch):
+    folder = official(tmp_path)
+    picture(folder / "0.png", size=(101, 100))
+    monkeypatch.setattr(preferences, "MAX_PIXELS", 10_000)
+    assert any("101 x 100" in problem for problem in preferences.check(tmp_path).problems)
+
+
+def test_the_check_notes_stray_files_and_copies_and_refuses_a_copy_with_the_other_label(tmp_path):
+    folder = official(tmp_path)
+    picture(folder / "stray.png")
+    (folder / "notes.txt").write_text("not part of the data")
+    (folder / "2.png").write_bytes((folder / "0.png").read_bytes())
+    report = preferences.check(tmp_path)
+    assert any("stray.png" in note for note in report.notes) and any("same image" in note for note in report.notes)
+    assert not report.problems
+    (folder / "1.png").write_bytes((folder / "0.png").read_bytes())
+    assert any("other label" in problem for problem in preferences.check(tmp_path).problems)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(PreferenceError):
+            preferences.read(folder)
+
+
+def test_cached_latents_equal_the_encoders_and_are_made_once(tmp_path, pipe, monkeypatch):
+    folder = official(tmp_path)
+    Image.effect_noise((40, 16), 90).convert("RGB").save(folder / "0.png")  # wider than high: cropped to its centre
+    samples = preferences.read(tmp_path)
+    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
+    cache.fill(samples[:2])
+    cache.fill(samples)
+    latents = cache.load(samples)
+    pixels = pipe.image_processor.preprocess(Image.open(folder / "0.png").crop((12, 0, 28, 16)))
+    with torch.no_grad():
+        expected = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        mirrored = pipe.vae.encode(pixels.flip(-1)).latent_dist.mode() * pipe.vae.config.scaling_factor
+    assert latents.shape == (4, 2, 4, 8, 8)
+    torch.testing.assert_close(latents[0], torch.cat([expected, mirrored]), atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(cache, "_encode", lambda images: pytest.fail("encoded again"))
+    cache.fill(samples)
+    again = LatentCache(tmp_path / "cache", pipe.vae, 16)
+    assert torch.equal(again.load(list(reversed(samples))), latents.flip(0))
+
+
+def test_a_changed_image_or_another_vae_is_encoded_anew(tmp_path, pipe):
+    folder = official(tmp_path)
+    samples = preferences.read(tmp_path)
+    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
+    cache.fill(samples)
+    before = cache.load(samples)
+    picture(folder / "0.png", "yellow")
+    cache.fill(samples)
+    after = cache.load(samples)
+    assert not torch.equal(before[0], after[0]) and torch.equal(before[1:], after[1:])
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.mul_(1.5)
+    assert LatentCache(tmp_path / "cache", pipe.vae, 16).folder != cache.folder
+
+
+def test_two_processes_share_the_encoding(tmp_path, pipe):
+    official(tmp_path)
+    samples = preferences.read(tmp_path)
+    whole = LatentCache(tmp_path / "one", pipe.vae, 16)
+    whole.fill(samples)
+    shared = LatentCache(tmp_path / "two", pipe.vae, 16)
+    for rank in (0, 1):
+        missing = LatentCache(tmp_path / "two", pipe.vae, 16)
+        missing._find = lambda: None  # both looked before either wrote
+        missing.fill(samples, rank=rank, world=2)
+    torch.testing.assert_close(shared.load(samples), whole.load(samples), atol=1e-5, rtol=1e-4)
