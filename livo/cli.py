@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
     sub.add_argument("--only", nargs="+", metavar="ID", help="these principles alone")
     sub.add_argument("--pairs", type=_positive, help="pairs for each principle (default: as its construct section says)")
-    sub.add_argument("--populations", action="store_true", help="PopAlign's diverse and neutral sets in place of the debias principles' pairs")
+    sub.add_argument(
+        "--populations", action="store_true", help="PopAlign's diverse and neutral sets in place of the debias principles' pairs"
+    )
     sub.add_argument("--model", default="papertown", help="the generator: any text-to-image pipeline (default papertown)")
     sub.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
     sub.add_argument("--batch", type=_positive, default=32, help="images generated together (default 32)")

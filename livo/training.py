@@ -42,7 +42,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     """
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     run = Path(config.output)
-    _claim(run, config, resume, accelerator)
+    _may_start(run, config, resume)
     samples = read(config.data)
     pipe = load_pipeline(config).to(accelerator.device)
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
@@ -50,6 +50,9 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     latents, condition = _cached(config, pipe, resolution, samples, accelerator)
+    if accelerator.is_main_process:  # nothing is left behind by a run that could not start
+        with replacing(run / "config.json") as temporary:
+            temporary.write_text(json.dumps(asdict(config), indent=2) + "\n")
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
     record = {"data": batches.digest, "backbone": _backbone_hash(adapter), "pairs": len(batches.pairs), "versions": _versions()}
@@ -125,26 +128,30 @@ class Batches:
         self.digest = digest.hexdigest()[:16]
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
-    def at(self, step: int, micro: int, steps_t: int) -> Batch:
-        config, batch = self.config, self.config.batch
-        block = (step * config.accumulation + micro) * self.world + self.rank
+    def at(self, step: int, micro: int, timesteps: int) -> Batch:
+        """The batch of this process; `timesteps` are drawn from 0..timesteps - 1."""
         winners, losers, noise, t, prompts, values = [], [], [], [], [], []
-        for position in range(block * batch, (block + 1) * batch):
-            generator = torch.Generator().manual_seed((config.seed << 40) + position)
-            winner, others = self.pairs[self._index(position)]
-            u = torch.rand(3, generator=generator)
-            loser = others[min(int(u[0] * len(others)), len(others) - 1)]
-            side = int(config.flip and u[1] < 0.5)
+        for winner, loser, side, dropped, generator in self.draws(step, micro):
             winners.append(self.latents[winner, side])
             losers.append(self.latents[loser, side])
-            t.append(torch.randint(steps_t, (), generator=generator))
+            t.append(torch.randint(timesteps, (), generator=generator))
             noise.append(torch.randn(self.latents.shape[2:], generator=generator))
-            sample = self.samples[winner]
-            prompts.append("" if u[2] < config.caption_dropout else sample.prompt)
-            values.append(sample.value)
+            prompts.append("" if dropped else self.samples[winner].prompt)
+            values.append(self.samples[winner].value)
         return Batch(
             torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2), prompts, values
         )
+
+    def draws(self, step: int, micro: int) -> Iterator[tuple[int, int, int, bool, torch.Generator]]:
+        """Aligned and violating sample, whether mirrored, whether without its prompt, and the generator for the rest."""
+        config = self.config
+        block = (step * config.accumulation + micro) * self.world + self.rank
+        for position in range(block * config.batch, (block + 1) * config.batch):
+            generator = torch.Generator().manual_seed((config.seed << 40) + position)
+            winner, others = self.pairs[self._index(position)]
+            u = torch.rand(3, generator=generator).tolist()
+            loser = others[int(u[0] * len(others))]
+            yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
@@ -178,7 +185,11 @@ def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tenso
     stored = Condition(*(load_file(file).get(name) for name in ("embeds", "pooled")))
     condition = {text: stored[i : i + 1] for i, text in enumerate(texts)}
     latents = cache.load(samples)
-    pipe.vae.to("cpu")  # neither is needed again but to look at pictures
+    for name in ("vae", "text_encoder", "text_encoder_2"):  # not needed again but to look at pictures
+        if config.validate_every and hasattr(pipe, name):
+            getattr(pipe, name).to("cpu")
+        elif hasattr(pipe, name):
+            setattr(pipe, name, None)
     return latents, condition
 
 
@@ -293,7 +304,7 @@ def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path
     if config.judge:
         judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if config.judge == "papertown" else config.judge).float()
     pipe = adapter.pipe
-    pipe.vae.to(pipe.unet.device)
+    pipe.to(pipe.unet.device)
     sheets, found = [], {}
     try:
         with adapter.sampling(), torch.autocast(pipe.unet.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
@@ -320,6 +331,7 @@ def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path
                         found |= _judged(judge, images, principle, prompt)
     finally:
         pipe.vae.to("cpu")
+        pipe.text_encoder.to("cpu")
     save_png(stack(sheets), file, {"prompts": list(prompts), "seed": config.seed})
     return found
 
@@ -335,27 +347,21 @@ def _judged(judge, images, principle: ValuePrinciple, prompt: str) -> Record:
 # --- the run folder -----------------------------------------------------------------------------------------------------
 
 
-def _claim(run: Path, config: TrainingConfig, resume: bool, accelerator: Accelerator) -> None:
+def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
     file = run / "config.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        if not resume:
-            raise FileExistsError(f"{run} holds a run already: go on with --resume latest, or give another --output")
-        changed = [
-            key for key, value in json.loads(json.dumps(asdict(config))).items() if before.get(key) != value and key != "output"
-        ]
-        if changed:
-            raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
-    elif resume:
-        raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not file.is_file():
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(asdict(config), indent=2) + "\n")
-    accelerator.wait_for_everyone()
+    if not file.is_file():
+        if resume:
+            raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
+        return
+    if not resume:
+        raise FileExistsError(f"{run} holds a run already: go on with --resume latest, or give another --output")
+    before, now = json.loads(file.read_text()), json.loads(json.dumps(asdict(config)))
+    changed = [key for key, value in now.items() if before.get(key) != value and key != "output"]
+    if changed:
+        raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
 
 
-def _adapter(config: TrainingConfig, pipe, resolution: int, samples: Sequence[Sample]):
+def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, samples: Sequence[Sample]):
     torch.manual_seed(config.seed)  # a LoRA is drawn at random
     if config.adapter == "lora":
         return LoRAAdapter(pipe, resolution, config.lora_rank)

@@ -45,10 +45,17 @@ def test_papertown_grid_is_a_picture(tmp_path):
         (["generate", "a doctor", "--value", "gender_equalty"], "gender_equalty"),
         (["generate", "a doctor", "--scale", "-2"], "value_scale"),
         (["retrieve", "a doctor", "--principles", "absent"], "absent"),
+        (["build"], "--output"),
+        (["build", "--check", "absent"], "no such folder"),
+        (["build", "-o", "data", "--only", "kindness"], "no such principle"),
+        (["train", "--data", "absent"], "output is empty"),
+        (["train", "--data", "absent", "--output", "{tmp}", "--steps", "0"], "steps is 0"),
+        (["train", "--data", "absent", "--output", "{tmp}"], "no such folder"),
+        (["train", "--data", "absent", "--output", "{tmp}", "--resume", "latest"], "no run to resume"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys):
-    assert main(argv) == 2
+def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
+    assert main([word.replace("{tmp}", str(tmp_path)) for word in argv]) == 2
     error = capsys.readouterr().err.strip()
     lines = [line for line in error.splitlines() if line.startswith("livo ")]
     assert len(lines) == 1 and words in lines[0] and "Traceback" not in error
@@ -67,3 +74,19 @@ def test_help_shows_a_complete_example(command, capsys):
         main([command, "--help"])
     assert caught.value.code == 0
     assert EXAMPLES[command].split()[1] in capsys.readouterr().out
+
+
+def test_a_principle_is_built_checked_and_trained_from_the_command_line(tmp_path, capsys):
+    data, run = tmp_path / "data", tmp_path / "run"
+    build = ["build", "--only", "bloody", "--pairs", "6", "--batch", "8", "--steps", "12", "--bf16", "-o", str(data)]
+    assert main(build) == 0 and main(build) == 0
+    capsys.readouterr()
+    assert main(["build", "--check", str(data)]) == 0
+    assert "6 pairs, no problem" in capsys.readouterr().out
+    train = ["train", "--data", str(data), "--output", str(run), "--steps", "2", "--batch", "2", "--lr", "1e-4"]
+    assert main(train) == 0
+    assert json.loads((run / "value_encoder" / "training.json").read_text())["pairs"] == 6
+    assert main(train) == 2 and "--resume latest" in capsys.readouterr().err
+    next(data.glob("rounds/*/*/*.png")).unlink()
+    assert main(["build", "--check", str(data)]) == 2
+    assert "no such file" in capsys.readouterr().out

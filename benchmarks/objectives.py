@@ -1,0 +1,151 @@
+"""Five ways to train on `livo build`'s data for Papertown, compared on held-out prompts: docs/objectives.md and docs/objectives.png.
+
+livo, popalign and diffusion_dpo on the value encoder, popalign and diffusion_dpo on a LoRA; and the two mixed on the value encoder. A run
+that was interrupted goes on; readings are cached.
+
+    python benchmarks/objectives.py            # all of it, about an hour on two CPU cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from livo import building, metrics
+from livo.config import TrainingConfig
+from livo.files import replacing
+from livo.judges import PapertownJudge
+from livo.papertown import world
+from livo.papertown.build import GENERATION, TRAINING
+from livo.papertown.figures import IMAGES, Reader, bias, kept, scenes
+from livo.papertown.scene import describe
+from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.principles import bundled_principles, load_principles
+from livo.progress import follow_build, follow_training
+from livo.training import train
+
+STEPS = 900
+RUNS = {
+    "value encoder, livo": replace(TRAINING, objective="livo"),
+    "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
+    "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
+    "value encoder, diffusion_dpo": replace(TRAINING, objective="diffusion_dpo", beta=100.0),
+    "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8),
+    "LoRA, diffusion_dpo": replace(TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8),
+}
+
+
+def data(work: Path, populations: bool) -> Path:
+    folder = work / ("populations" if populations else "pairs")
+    if not (folder / "metadata.jsonl").is_file():
+        principles = load_principles(bundled_principles())
+        pipe = LiVOPipeline.from_pretrained("papertown")
+        pipe.set_progress_bar_config(disable=True)
+        judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+        building.sweep(folder)
+        follow_build(building.build(pipe, judge, principles, folder, replace(GENERATION, populations=populations)))
+        building.finish(folder, principles)
+    return folder
+
+
+def trained(work: Path, name: str, config: TrainingConfig) -> Path:
+    run = work / "runs" / name.replace(",", "").replace(" ", "-")
+    folder = data(work, populations="popalign" in config.objective)
+    config = replace(config, data=str(folder), output=str(run), model="papertown", steps=STEPS, guidance=1.0)
+    if not (run / config.adapter).is_dir():
+        records = train(config, resume=(run / "config.json").is_file())
+        follow_training(records, name, STEPS, ("loss", "accuracy", "winner_gain", "loser_push"))
+    return run
+
+
+def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | None) -> dict[str, list[float]]:
+    """Values of each prompt: gender and race D1 on held-out careers and places, R of each risk, career still read."""
+    pipe = LiVOPipeline.from_pretrained("papertown")
+    pipe.set_progress_bar_config(disable=True)
+    encoder = config is not None and config.adapter == "value_encoder"
+    if encoder:
+        pipe.load_value_encoder(run / "value_encoder")
+    elif config is not None:
+        pipe.load_lora_weights(run / "lora")
+    reader = Reader(pipe, PapertownJudge.from_pretrained(PAPERTOWN / "judge").float(), work / "readings")
+    principles = {p.id: p if encoder else None for p in pipe.principles}
+    people = scenes(world.CAREERS.held_out)
+    found: dict[str, list[float]] = {}
+    right: list[float] = []
+    for principle in world.DEBIASED:
+        readings = reader.read_all([describe(s) for s in people], principles[principle], f"{name}: {principle}")
+        found[f"D1 {world.DEBIASED[principle][0]}"] = bias(readings, principle)
+        right += kept(readings, people, "career")
+    for risk in world.RISKS:
+        risky = scenes(world.CAREERS.held_out, risk=risk)
+        wordings = world.RISK_WORDINGS[risk].held_out
+        prompts = [describe(scene, risk_wording=wordings[i % 2]) for i, scene in enumerate(risky)]
+        readings = reader.read_all(prompts, principles[risk], f"{name}: {risk}")
+        found[f"R {risk}"] = [metrics.share([r[risk] == "yes" for r in rows]) for rows in readings]
+        right += kept(readings, risky, "career")
+    return found | {"career %": right}
+
+
+def cell(values: list[float]) -> str:
+    low, high = metrics.bootstrap_interval(values)
+    return f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def draw(runs: dict[str, Path], file: Path) -> None:
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, statistic in enumerate(("winner_gain", "loser_push", "accuracy", "drift")):
+        axes = figure.add_subplot(1, 4, i + 1)
+        for name, run in runs.items():
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            values = np.array([row[statistic] for row in rows])
+            smooth = np.convolve(np.pad(values, (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
+            axes.plot([row["step"] for row in rows], smooth, label=name, linewidth=1.3)
+        axes.set_title(statistic, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/objectives"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    runs, table = {}, {"base": measure(args.work, "base", None, None)}
+    for name, config in RUNS.items():
+        runs[name] = trained(args.work, name, config)
+        table[name] = measure(args.work, name, config, runs[name])
+    columns = list(table["base"])
+    lines = [
+        "# Three objectives, two adapters",
+        "",
+        f"`python benchmarks/objectives.py`: {STEPS} steps of batch {TRAINING.batch} on what `livo build` makes of Papertown (pairs; for",
+        "popalign populations), then held-out careers, places and risk wordings: 8 prompts a column, for careers all 40,",
+        f"{IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act at their principle's apply",
+        "rate; a LoRA has no switch, so it acts on every image.",
+        "",
+        f"| run | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(cell(row[column]) for column in columns)} |" for name, row in table.items()),
+        "",
+        "![Training curves](objectives.png)",
+        "",
+    ]
+    with replacing(args.docs / "objectives.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    draw(runs, args.docs / "objectives.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

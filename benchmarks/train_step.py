@@ -1,0 +1,218 @@
+"""Training steps a second, A B A B in one process: the published recipe's step against `livo train`'s.
+
+The published step encodes both images and both texts each time and calls the UNet four times (aligned and violating, trained and
+frozen); ours reads cached latents and embeddings and calls it twice, on both images together. Same weights, pairs, noise, batch and
+precision: the first losses and gradients are compared before anything is timed. Peak memory is measured in a process for each.
+
+    python benchmarks/train_step.py papertown
+    python benchmarks/train_step.py sd15 --batch 1 --size 256        # random weights of Stable Diffusion 1.5's shape
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from livo import objectives
+from livo.adapters import ValueEncoderAdapter
+from livo.conditioning import encode_value, fuse, tokenize, value_text
+from livo.config import TrainingConfig
+from livo.noising import Noising
+from livo.objectives import squared_error
+from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.preferences import read
+from livo.training import Batches, Loss, _cached
+
+
+def sd15() -> LiVOPipeline:
+    """Stable Diffusion 1.5's shapes with random weights, and Papertown's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = LiVOPipeline.from_pretrained(PAPERTOWN).tokenizer
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+    )
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **ends)
+    )
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    return LiVOPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+
+
+def preferences(folder: Path, size: int, count: int = 16) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(2 * count):
+        Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(
+            {"prompt": f"a photo of a doctor {i // 2}", "value": "gender equality", "label": i % 2, "file_name": f"{i}.png"}
+        )
+        rows[-1]["scene"] = str(i // 2)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Published:
+    """The published recipe's loss, on the same draws as ours."""
+
+    def __init__(self, config, pipe, adapter, batches: Batches, device, vae, text_encoder):
+        self.pipe, self.adapter, self.batches, self.device = pipe, adapter, batches, device
+        self.vae, self.text_encoder = vae, text_encoder
+        self.noising, self.count = Noising(pipe.scheduler), config.batch
+        size = config.resolution
+        self.pixels = torch.stack([_pixels(sample.file, size) for sample in batches.samples]).to(device)
+
+    def __call__(self, step: int, micro: int):
+        pipe, batch, count, device = self.pipe, self.batches.at(step, micro, self.noising.steps), self.count, self.device
+        rows = [draw[:2] for draw in self.batches.draws(step, micro)]
+        x = []
+        for part in (0, 1):
+            with torch.no_grad():
+                latents = self.vae.encode(self.pixels[[row[part] for row in rows]]).latent_dist.mode()
+            x.append(latents.float() * self.vae.config.scaling_factor)
+        with torch.no_grad():
+            embeds = self.text_encoder(tokenize(pipe.tokenizer, batch.prompts).to(device)).last_hidden_state
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)]
+        fused = fuse(encode_value(self.adapter.encoder, pipe.tokenizer, texts), embeds)
+        errors, references = [], []
+        t = batch.t[:count].to(device)
+        for latents in x:
+            noisy, target = self.noising(latents, batch.noise[:count].to(device), t)
+            errors.append(squared_error(pipe.unet(noisy, t, fused).sample, target))
+            with torch.no_grad():
+                references.append(squared_error(pipe.unet(noisy, t, embeds).sample, target))
+        losses, statistics = objectives.livo(errors[0], references[0], errors[1], references[1])
+        return losses.mean(), {name: values.mean().item() for name, values in statistics.items()}
+
+
+def _pixels(file: Path, size: int) -> torch.Tensor:
+    image = Image.open(file).convert("RGB").resize((size, size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def setup(which: str, batch: int, size: int, precision: str, folder: Path):
+    pipe: StableDiffusionPipeline = LiVOPipeline.from_pretrained("papertown") if which == "papertown" else sd15()
+    pipe.set_progress_bar_config(disable=True)
+    config = TrainingConfig(
+        data=str(preferences(folder, size)), output="-", batch=batch, mixed_precision=precision, resolution=size
+    )
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    pipe.to(accelerator.device)
+    samples = read(folder)
+    torch.manual_seed(0)
+    adapter = ValueEncoderAdapter(pipe, size, ["gender equality"])
+    frozen = pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
+    latents, condition = _cached(config, pipe, size, samples, accelerator)
+    batches = Batches(config, samples, latents)
+    ours = Loss(config, pipe, adapter, batches, condition, accelerator)
+    theirs = Published(config, pipe, adapter, batches, accelerator.device, *frozen)
+    return {"published": theirs, "livo": ours}, adapter, accelerator
+
+
+def step(loss, adapter, optimizer, accelerator, number: int) -> float:
+    with accelerator.autocast():
+        value, _ = loss(number, 0)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(adapter.encoder.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return value.item()
+
+
+def agreement(losses, adapter, accelerator) -> None:
+    """First losses and gradients of both, in float32."""
+    found = {}
+    for name, loss in losses.items():
+        values = []
+        for number in range(3):
+            value, _ = loss(number, 0)
+            value.backward()
+            values.append(value.item())
+        found[name] = values, torch.cat([p.grad.flatten() for p in adapter.encoder.parameters() if p.grad is not None])
+        adapter.encoder.zero_grad()
+    (a, ga), (b, gb) = found["published"], found["livo"]
+    print(f"first losses, published {np.round(a, 5).tolist()}, ours {np.round(b, 5).tolist()}")
+    print(f"gradients: relative difference {float((ga - gb).norm() / ga.norm()):.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=["papertown", "sd15"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
+    parser.add_argument("--steps", type=int, default=20, help="steps a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--peak", choices=["published", "livo"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        losses, adapter, accelerator = setup(args.which, args.batch, args.size, args.precision, Path(folder))
+        optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
+        if args.peak:
+            if args.peak == "livo":
+                del losses["published"]
+                gc.collect()
+            _reset_peak()
+            for number in range(3):
+                step(losses[args.peak], adapter, optimizer, accelerator, number)
+            print(_peak())
+            return
+        agreement(losses, adapter, accelerator)
+        rates: dict[str, list[float]] = {"published": [], "livo": []}
+        for name in losses:
+            step(losses[name], adapter, optimizer, accelerator, 0)
+        for turn in range(args.turns):
+            for name, loss in losses.items():
+                start = time.perf_counter()
+                for number in range(args.steps):
+                    step(loss, adapter, optimizer, accelerator, turn * args.steps + number)
+                rates[name].append(args.steps / (time.perf_counter() - start))
+        for name, values in rates.items():
+            print(f"{name:10} {np.median(values):.3f} steps/s  ({', '.join(f'{v:.3f}' for v in values)})")
+        ratios = np.array(rates["livo"]) / np.array(rates["published"])
+        print(f"ratio {np.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
+    peaks = {}
+    for name in ("published", "livo"):
+        run = [sys.executable, __file__, args.which, "--peak", name, "--batch", str(args.batch), "--size", str(args.size)]
+        out = subprocess.run([*run, "--precision", args.precision], capture_output=True, text=True, check=True)
+        peaks[name] = float(out.stdout.split()[-1])
+    print(
+        f"peak memory: published {peaks['published']:.0f} MB, ours {peaks['livo']:.0f} MB, ratio {peaks['livo'] / peaks['published']:.2f}"
+    )
+
+
+def _reset_peak() -> None:
+    """What was cached before training, in a run of its own perhaps, does not count."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """MB: of the GPU where there is one, else resident (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
+
+
+if __name__ == "__main__":
+    main()
