@@ -49,8 +49,9 @@ def data(work: Path, populations: bool) -> Path:
         pipe.set_progress_bar_config(disable=True)
         judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
         building.sweep(folder)
-        follow_build(building.build(pipe, judge, principles, folder, replace(GENERATION, populations=populations)))
-        building.finish(folder, principles)
+        options = replace(GENERATION, populations=populations)
+        follow_build(building.build(pipe, judge, principles, folder, options))
+        building.finish(folder, principles, options)
     return folder
 
 

@@ -65,8 +65,31 @@ class Wanted:
     reading: dict[str, str]
     prompt: str
     pair: int
+    value: str
     kind: str = ""  # the class of a debias principle
     subject: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made for a principle's statement, or for its directions: `pairs` in rounds of their own."""
+
+    principle: ValuePrinciple
+    name: str
+    pairs: int
+    directions: bool = False
+
+
+def jobs(principles: Sequence[ValuePrinciple], options: Options) -> list[Job]:
+    found = []
+    for principle in principles:
+        if principle.construct is None:
+            raise PreferenceError(f"principle {principle.id} has no construct section, so nothing says how its images are made")
+        found.append(Job(principle, principle.id, principle.construct.pairs))
+        if principle.directions and not options.populations:
+            count = principle.construct.direction_pairs * len(principle.directions)
+            found.append(Job(principle, f"{principle.id}.directions", count, directions=True))
+    return found
 
 
 @dataclass
@@ -97,36 +120,37 @@ def build(
     Raises:
         PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
     """
-    _claim(folder, pipe, judge, principles, options)
     for principle in principles:
-        if principle.construct is None:
-            raise PreferenceError(f"principle {principle.id} has no construct section, so nothing says how its images are made")
         missing = {principle.construct.judge, *principle.construct.also} - set(judge.attributes)
         if missing:
             raise PreferenceError(f"principle {principle.id}: {judge.name} cannot tell {', '.join(sorted(missing))}")
-        yield from _Builder(pipe, judge, principle, folder, options, rank, world).run()
+    work = jobs(principles, options)
+    _claim(folder, pipe, judge, work, options)
+    for job in work:
+        yield from _Builder(pipe, judge, job, folder, options, rank, world).run()
 
 
-def finish(folder: Path, principles: Sequence[ValuePrinciple]) -> Path:
+def finish(folder: Path, principles: Sequence[ValuePrinciple], options: Options) -> Path:
     """Drop near-duplicates, balance the classes, write manifest, data card and contact sheets; the manifest's path."""
-    rows, card = [], {"options": json.loads((folder / "build.json").read_text()), "principles": {}}
-    for principle in principles:
-        pairs = [pair for file in _rounds(folder, principle.id) for pair in _pairs_of(folder, file)]
+    rows, card = [], {"made": json.loads((folder / "build.json").read_text()), "principles": {}}
+    for job in jobs(principles, options):
+        rounds = _rounds(folder, job.name)
+        pairs = [pair for file in rounds for pair in _pairs_of(file)]
         kept, twins = _without_twins(folder, pairs)
-        kept = _balanced(kept, principle.construct.pairs)
+        kept = _balanced(kept, job.pairs)
         rows += [row for pair in kept for row in pair]
-        logs = [json.loads((file / "round.json").read_text()) for file in _rounds(folder, principle.id)]
+        logs = [json.loads((file / "round.json").read_text()) for file in rounds]
         images = sum(log["images"] for log in logs)
-        card["principles"][principle.id] = {
+        card["principles"][job.name] = {
             "pairs": len(kept),
-            "asked": principle.construct.pairs,
+            "asked": job.pairs,
             "images_generated": images,
             "yield": round(2 * len(pairs) / images, 4) if images else None,
             "near_duplicate_pairs_dropped": twins,
             "rejected_images_by_attribute": dict(sum((Counter(log["rejects"]) for log in logs), Counter())),
             "aligned_classes": dict(sorted(Counter(pair[0]["class"] for pair in kept if pair[0]["class"]).items())),
         }
-        _contact_sheet(folder, principle, kept)
+        _contact_sheet(folder, job, kept)
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     with replacing(folder / "data_card.json") as temporary:
@@ -135,23 +159,23 @@ def finish(folder: Path, principles: Sequence[ValuePrinciple]) -> Path:
 
 
 class _Builder:
-    """One principle's rounds in one process."""
+    """One job's rounds in one process."""
 
-    def __init__(self, pipe, judge, principle, folder, options, rank, world):
-        self.pipe, self.judge, self.principle, self.folder, self.options = pipe, judge, principle, folder, options
-        self.rank, self.world = rank, world
-        self.quota = -(-principle.construct.pairs // world)
+    def __init__(self, pipe, judge, job: Job, folder, options, rank, world):
+        self.pipe, self.judge, self.job, self.folder, self.options = pipe, judge, job, folder, options
+        self.principle, self.rank, self.world = job.principle, rank, world
+        self.quota = -(-job.pairs // world)
 
     def run(self) -> Iterator[Progress]:
-        done = [file for file in _rounds(self.folder, self.principle.id) if int(file.name) % self.world == self.rank]
+        done = [file for file in _rounds(self.folder, self.job.name) if int(file.name) % self.world == self.rank]
         logs = [json.loads((file / "round.json").read_text()) for file in done]
         kept, images = sum(log["pairs"] for log in logs), sum(log["images"] for log in logs)
         rejects = sum((Counter(log["rejects"]) for log in logs), Counter())
         finished = {int(file.name) for file in done}
-        yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+        yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
         if kept >= self.quota:
             return
-        limit = 20 * self.principle.construct.pairs  # images, beyond which the generator or the judge is not good enough
+        limit = 20 * self.job.pairs  # images, beyond which the generator or the judge is not good enough
         plans = self._plans()
         pending: Future | None = None
         with ThreadPoolExecutor(1) as pool:  # judging and writing run beside the generator, which is the bottleneck
@@ -162,16 +186,16 @@ class _Builder:
                 made = self._generate([w.text for w in wanted], self._seeds(number, len(wanted)))
                 if pending is not None:
                     kept, images = self._add(pending.result(), kept, images, rejects)
-                    yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+                    yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
                 pending = pool.submit(self._keep, number, wanted, made)
                 if kept + len(wanted) // 2 >= self.quota:  # it may be enough: look before another batch is made
                     kept, images = self._add(pending.result(), kept, images, rejects)
                     pending = None
-                    yield Progress(self.principle.id, min(kept, self.quota), self.quota, images, dict(rejects))
+                    yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
                 if kept >= self.quota:
                     return
         raise PreferenceError(
-            f"{self.principle.id}: only {kept} of {self.quota} pairs after {images} images, rejected for {dict(rejects)}; "
+            f"{self.job.name}: only {kept} of {self.quota} pairs after {images} images, rejected for {dict(rejects)}; "
             "look at the pictures, reword the construct section, or take a better generator or judge"
         )
 
@@ -184,7 +208,7 @@ class _Builder:
         """The images of round 0, 1, ...: each depends on the seed and the rounds before it alone."""
         census: dict[str, str] = {}
         used: Counter = Counter()
-        rng = np.random.default_rng((self.options.seed, int(_key(self.principle.id), 16) % 2**32))
+        rng = np.random.default_rng((self.options.seed, int(_key(self.job.name), 16) % 2**32))
         pair = 0
         while True:
             wanted = []
@@ -202,7 +226,7 @@ class _Builder:
         prompt = fill(template, words)
         also = {name: read for name, text in construct.also.items() if (read := fill(text, words))}
         subject = next((text for t in construct.scene if (text := fill(t, words))), prompt)
-        common = {"prompt": prompt, "pair": pair, "subject": subject}
+        common = {"prompt": prompt, "pair": pair, "subject": subject, "value": principle.statement}
         classes = list(principle.attributes)
         if principle.kind == "detoxify":
             yes, no = classes[:2]
@@ -215,6 +239,11 @@ class _Builder:
         if self.options.populations:
             kind = min(order, key=lambda c: (used[subject, c], used[c]))
             other = Wanted(prompt, 0, also, **common)
+        elif self.job.directions:
+            kind = min(order, key=lambda c: (used[subject, c], used[c]))
+            rest = next(c for c in order if c != kind)
+            common["value"] = principle.directions[kind]
+            other = Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)
         else:
             most = self._most(subject, template, words, census)
             kind = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
@@ -244,7 +273,7 @@ class _Builder:
         return census[subject]
 
     def _seeds(self, number: int, count: int) -> list[int]:
-        return [int(_key(f"{self.options.seed} {self.principle.id} {number} {i}"), 16) for i in range(count)]
+        return [int(_key(f"{self.options.seed} {self.job.name} {number} {i}"), 16) for i in range(count)]
 
     def _generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         device = self.pipe.device
@@ -265,7 +294,7 @@ class _Builder:
         faults = [[name for name, c in w.reading.items() if r[name][0] != c] for w, r in zip(wanted, readings, strict=True)]
         for names in faults:
             rejects.update(names)
-        place = _place(self.folder, self.principle.id) / f"{number:06}"
+        place = _place(self.folder, self.job.name) / f"{number:06}"
         rows = []
         with replacing(place) as temporary:
             temporary.mkdir(parents=True)
@@ -278,7 +307,7 @@ class _Builder:
                     {
                         "file_name": f"{place.relative_to(self.folder).as_posix()}/{name}",
                         "prompt": w.prompt,
-                        "value": self.principle.statement,
+                        "value": w.value,
                         "label": w.label,
                         "scene": w.prompt,
                         "principle": self.principle.id,
@@ -309,7 +338,7 @@ def read(judge: Judge, images: Sequence[Image.Image]) -> list[Reading]:
 # --- the folder ---------------------------------------------------------------------------------------------------------
 
 
-def _claim(folder: Path, pipe, judge, principles, options: Options) -> None:
+def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> None:
     """Say in build.json how this folder's images are made, and refuse to add others to them; sweep up after a kill."""
     modules = {
         name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
@@ -319,7 +348,10 @@ def _claim(folder: Path, pipe, judge, principles, options: Options) -> None:
         "scheduler": type(pipe.scheduler).__name__,
         "judge": f"{judge.name}@{judge.revision}",
         "principles": {
-            p.id: _key(json.dumps([asdict(p.construct), p.statement, dict(p.attributes)])) for p in principles if p.construct
+            job.name: _key(
+                json.dumps([asdict(job.principle.construct), asdict(job.principle)["directions"], job.principle.statement])
+            )
+            for job in work
         },
     }
     file = folder / "build.json"
@@ -347,7 +379,7 @@ def _rounds(folder: Path, principle: str) -> list[Path]:
     return sorted(path for path in _place(folder, principle).glob("[0-9]*") if path.name.isdigit())
 
 
-def _pairs_of(folder: Path, round_: Path) -> list[tuple[dict, dict]]:
+def _pairs_of(round_: Path) -> list[tuple[dict, dict]]:
     rows = [json.loads(line) for line in (round_ / MANIFEST).read_text(encoding="utf-8").splitlines()]
     return list(zip(rows[0::2], rows[1::2], strict=True))
 
@@ -372,17 +404,18 @@ def _without_twins(folder: Path, pairs: list[tuple[dict, dict]]) -> tuple[list[t
 
 def _balanced(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
     """`count` pairs (or all there are), the classes of each subject as even as they can be: the most frequent gives first."""
-    totals = Counter((p[0]["subject"], p[0]["class"]) for p in pairs)
-    kept = list(pairs)
-    for pair in reversed(pairs):
-        if len(kept) <= count:
+    totals: dict[str, Counter] = {}
+    for aligned, _ in pairs:
+        totals.setdefault(aligned["subject"], Counter())[aligned["class"]] += 1
+    surplus, dropped = len(pairs) - count, set()
+    for i in reversed(range(len(pairs))):
+        if len(dropped) >= surplus:
             break
-        subject = pair[0]["subject"]
-        fullest = max((n for (s, _), n in totals.items() if s == subject))
-        if totals[subject, pair[0]["class"]] == fullest:
-            totals[subject, pair[0]["class"]] -= 1
-            kept.remove(pair)
-    return kept[:count]
+        classes, kind = totals[pairs[i][0]["subject"]], pairs[i][0]["class"]
+        if classes[kind] == max(classes.values()):
+            classes[kind] -= 1
+            dropped.add(i)
+    return [pair for i, pair in enumerate(pairs) if i not in dropped][:count]
 
 
 def _thumbnail(file: Path) -> np.ndarray:
@@ -390,7 +423,7 @@ def _thumbnail(file: Path) -> np.ndarray:
         return np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
 
 
-def _contact_sheet(folder: Path, principle: ValuePrinciple, pairs: list[tuple[dict, dict]], columns: int = 10) -> None:
+def _contact_sheet(folder: Path, job: Job, pairs: list[tuple[dict, dict]], columns: int = 10) -> None:
     some = pairs[:: max(1, len(pairs) // (2 * columns))][: 2 * columns]
     images, captions = [], []
     for first in range(0, len(some), columns):
@@ -402,8 +435,8 @@ def _contact_sheet(folder: Path, principle: ValuePrinciple, pairs: list[tuple[di
             images += [Image.new("RGB", (8, 8), "white")] * blank
             captions += [""] * blank
     if images:
-        title = f"{principle.statement}: {len(pairs)} pairs, aligned above violating"
-        save_png(grid(images, columns, captions, title), folder / f"{principle.id}.png", {"principle": principle.id})
+        title = f"{job.principle.statement}{', directions' * job.directions}: {len(pairs)} pairs, aligned above violating"
+        save_png(grid(images, columns, captions, title), folder / f"{job.name}.png", {"job": job.name})
 
 
 def _key(text: str) -> str:

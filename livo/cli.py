@@ -228,7 +228,9 @@ def _build(args) -> None:
     follow_build(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        print(f"{building.finish(args.output, principles)} written; look at the contact sheets and data_card.json beside it")
+        print(
+            f"{building.finish(args.output, principles, options)} written; look at the contact sheets and data_card.json beside it"
+        )
 
 
 def _chosen(principles, ids):

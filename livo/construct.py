@@ -22,7 +22,8 @@ class Construct:
         also: What a judge must read from both images besides: `{career: "{career}"}`. Where a field is empty, nothing is asked.
         scene: What a picture is of, as in ["{career}", "{adjective}"], the first that is not empty: within a scene the classes are
             balanced, and the backbone's bias is measured. Default: the whole prompt.
-        pairs: How many pairs to make.
+        pairs: How many pairs to make for the principle's statement.
+        direction_pairs: How many for each of its directions: the class itself aligned, any other violating.
     """
 
     prompts: tuple[str, ...]
@@ -32,6 +33,7 @@ class Construct:
     also: Mapping[str, str] = field(default_factory=dict)
     scene: tuple[str, ...] = ()
     pairs: int = 200
+    direction_pairs: int = 100
 
     @classmethod
     def parse(cls, data: object, kind: str) -> Construct:
@@ -45,15 +47,17 @@ class Construct:
         for key in ("prompts", "judge"):
             if not data.get(key):
                 raise ValueError(f"construct has no {key}: give {'a list of templates' if key == 'prompts' else 'an attribute'}")
-        prompts, fill, also, count = data["prompts"], data.get("fill") or {}, data.get("also") or {}, data.get("pairs", 200)
+        prompts, fill, also = data["prompts"], data.get("fill") or {}, data.get("also") or {}
+        numbers = {name: data.get(name, known[name].default) for name in ("pairs", "direction_pairs")}
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise ValueError(f"construct's prompts is {prompts!r}: give a list of templates")
         if not isinstance(fill, Mapping) or not all(_texts(words) for words in fill.values()):
             raise ValueError(f"construct's fill is {fill!r}: map each field to a list of words")
         if not isinstance(also, Mapping) or not all(isinstance(v, str) for v in also.values()):
             raise ValueError(f"construct's also is {also!r}: map an attribute of the judge to a template")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"construct's pairs is {count!r}: give a number of at least 1")
+        for name, count in numbers.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"construct's {name} is {count!r}: give a number of at least 1")
         aligned, scene = data.get("aligned"), data.get("scene") or ()
         scene = (scene,) if isinstance(scene, str) else tuple(scene)
         if (aligned is None) != (kind == "debias"):
@@ -70,7 +74,7 @@ class Construct:
         if kind == "debias" and not all(ATTRIBUTE in template_fields(p) for p in prompts):
             raise ValueError("construct's prompts need the field {attribute}, where a class is put in or left out")
         words = {name: tuple(values) for name, values in fill.items()}
-        return cls(tuple(prompts), str(data["judge"]), words, aligned, dict(also), scene, count)
+        return cls(tuple(prompts), str(data["judge"]), words, aligned, dict(also), scene, **numbers)
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:

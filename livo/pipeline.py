@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from inspect import signature
@@ -215,31 +215,46 @@ class LiVOPipeline(StableDiffusionPipeline):
         retrieved = iter(self._retrieve([text for text, wish in zip(prompts, values, strict=True) if wish == "auto"]))
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, values, scales, strict=True)):
-            decision, rate = next(retrieved) if wish == "auto" else self._honour(text, wish)
+            decision, principle = next(retrieved) if wish == "auto" else self._honour(text, wish)
             scale = _checked_scale(scale)
             if decision.statement is None:
                 decisions += [decision] * number
                 continue
             one_each = isinstance(generator, (list, tuple))
             seed = (self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i)
-            decisions += [replace(decision, scale=scale, applied=bool(on and scale > 0)) for on in assign(number, rate, seed)]
+            decisions += self._assigned(replace(decision, scale=scale), principle, number, seed)
         return decisions
 
-    def _retrieve(self, prompts: list[str]) -> list[tuple[ValueDecision, float]]:
-        """What the retriever chooses: the decision for each prompt, and the share of its images that the token is for."""
+    def _assigned(
+        self, decision: ValueDecision, principle: ValuePrinciple | None, number: int, seed: tuple[int, int]
+    ) -> list[ValueDecision]:
+        """The decision for each of a prompt's images: its direction, or whether it receives the plain token."""
+        on = decision.scale > 0
+        if principle is not None and principle.directions:
+            unknown = set(principle.directions.values()) - set(getattr(self.value_encoder, "statements", None) or ())
+            if not unknown:
+                classes = assign_directions(number, principle.shares, seed)
+                return [replace(decision, statement=principle.directions[name], direction=name, applied=on) for name in classes]
+            why = f"the value encoder was not trained with its directions, so {principle.apply_rate:.0%} of the images get the plain token"
+            decision = replace(decision, why=f"{decision.why}; {why}")
+        rate = 1.0 if principle is None else principle.apply_rate
+        return [replace(decision, applied=bool(hit and on)) for hit in assign(number, rate, seed)]
+
+    def _retrieve(self, prompts: list[str]) -> list[tuple[ValueDecision, ValuePrinciple | None]]:
+        """What the retriever chooses for each prompt."""
         if not prompts:
             return []
         if self.value_encoder is None:
             logger.warning("no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)")
-            return [(_none(prompt, "no value encoder is loaded"), 0.0) for prompt in prompts]
+            return [(_none(prompt, "no value encoder is loaded"), None) for prompt in prompts]
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
-        rates = {principle.id: principle.apply_rate for principle in self.principles}
+        by_id = {principle.id: principle for principle in self.principles}
         chosen = []
         for first, *others in self.retriever.retrieve_batch(prompts):
             if others:  # one token holds one principle
                 first = replace(first, why=f"{first.why}; passed over: {', '.join(other.id for other in others)}")
-            chosen.append((first, rates.get(first.id, 0.0)))
+            chosen.append((first, by_id.get(first.id)))
         return chosen
 
     def _seed(self, generator: torch.Generator | None) -> int:
@@ -250,10 +265,10 @@ class LiVOPipeline(StableDiffusionPipeline):
             state = getattr(getattr(torch, self._execution_device.type), "get_rng_state", torch.get_rng_state)()
         return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
 
-    def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> tuple[ValueDecision, float]:
+    def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> tuple[ValueDecision, ValuePrinciple | None]:
         """The same for a value that was asked for by name."""
         if wish is None:
-            return _none(prompt, "value=None"), 0.0
+            return _none(prompt, "value=None"), None
         if self.value_encoder is None:
             raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
         if not isinstance(wish, (str, ValuePrinciple)):
@@ -261,7 +276,7 @@ class LiVOPipeline(StableDiffusionPipeline):
         by_name = {p.statement: p for p in self.principles} | {p.id: p for p in self.principles}
         wish = by_name.get(wish, wish) if isinstance(wish, str) else wish
         if isinstance(wish, ValuePrinciple):
-            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish.apply_rate
+            return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish
         if not wish.strip() or wish.lower() == "none":
             raise ValueError(f"value is {wish!r}: give a principle's id or a statement, or None for the base pipeline")
         ids = [principle.id for principle in self.principles]
@@ -270,7 +285,7 @@ class LiVOPipeline(StableDiffusionPipeline):
         known = getattr(self.value_encoder, "statements", None)
         if known is not None and wish not in known:
             logger.warning("the value encoder was not trained with %r; it knows: %s", wish, "; ".join(known))
-        return ValueDecision(prompt, None, wish, None, None, None, "the statement was asked for"), 1.0
+        return ValueDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
 
 
 def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
@@ -282,6 +297,17 @@ def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
     whole, rest = divmod(number * rate + 1e-9, 1)
     count = int(whole) + (rng.random() < rest - 1e-9)
     return rng.permutation(np.arange(number) < count)
+
+
+def assign_directions(number: int, shares: Mapping[str, float], seed: tuple[int, int]) -> list[str]:
+    """The class of each of a prompt's `number` images: counts by largest remainder, ties and order by the seed."""
+    rng = np.random.default_rng(seed)
+    quotas = np.array([share * number for share in shares.values()]) + 1e-9
+    counts = np.floor(quotas).astype(int)
+    remainders = np.round(quotas - counts, 6)
+    order = np.lexsort((rng.random(len(counts)), -remainders))
+    counts[order[: number - counts.sum()]] += 1
+    return rng.permutation(np.repeat(list(shares), counts)).tolist()
 
 
 def _checked_scale(scale) -> float:
@@ -309,5 +335,13 @@ def _none(prompt: str, why: str) -> ValueDecision:
 
 def _plain(principle: ValuePrinciple) -> dict:
     """As a principle file writes it: without what is empty."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(principle).items()}
-    return {name: value for name, value in values.items() if value not in ({}, [])}
+    return _without_empty(asdict(principle))
+
+
+def _without_empty(values: Mapping) -> dict:
+    found = {}
+    for name, value in values.items():
+        value = _without_empty(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        if value is not None and value != {} and value != []:
+            found[name] = value
+    return found

@@ -29,6 +29,9 @@ class ValuePrinciple:
         statement: The words that the value encoder was trained with.
         apply_rate: Share of a prompt's images that receive the token, 0 to 1. Default 0.5 to debias, 1.0 to detoxify.
         attributes: Classes that a judge tells apart, with the words for each: `{male: a man, female: a woman}`.
+        directions: For each class the statement that moves a picture towards it. An encoder that was trained with them gives every
+            image of a prompt one of them, so that the classes meet `target`; any other encoder is given `statement`.
+        target: The share of each class, together 1; even where it is not given.
         exemplars: Prompts that the principle applies to; the retriever compares with them.
         counter_exemplars: Near misses that it must leave alone.
         keywords: Whole words that speak for the principle.
@@ -40,6 +43,8 @@ class ValuePrinciple:
     kind: str = "detoxify"
     apply_rate: float | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    directions: Mapping[str, str] = field(default_factory=dict)
+    target: Mapping[str, float] = field(default_factory=dict)
     exemplars: tuple[str, ...] = ()
     counter_exemplars: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
@@ -59,11 +64,12 @@ class ValuePrinciple:
             object.__setattr__(self, "apply_rate", 0.5 if self.kind == "debias" else 1.0)
         elif isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
             raise PrincipleError(f"apply_rate is {rate!r}: it is a share, give a number from 0 to 1")
-        if not isinstance(self.attributes, Mapping) or not all(
-            isinstance(text, str) and text.strip() for pair in self.attributes.items() for text in pair
-        ):
-            raise PrincipleError(f"attributes is {self.attributes!r}: map each class to its words, as in {{male: a man}}")
-        object.__setattr__(self, "attributes", dict(self.attributes))
+        for name, what in (("attributes", "its words, as in {male: a man}"), ("directions", "a statement")):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(t, str) and t.strip() for pair in value.items() for t in pair):
+                raise PrincipleError(f"{name} is {value!r}: map each class to {what}")
+            object.__setattr__(self, name, dict(value))
+        self._check_directions()
         for name in ("exemplars", "counter_exemplars", "keywords"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
@@ -76,6 +82,37 @@ class ValuePrinciple:
                 raise PrincipleError(str(error)) from None
         if self.construct is not None and len(self.attributes) < 2:
             raise PrincipleError("attributes has fewer than two classes, so construct cannot tell aligned from violating images")
+
+    def _check_directions(self) -> None:
+        for name in ("directions", "target"):
+            value = getattr(self, name)
+            if value and self.kind != "debias":
+                raise PrincipleError(
+                    f"{name} is given, but a {self.kind} principle has one way to go: make it debias, or leave {name} out"
+                )
+            if value and (not isinstance(value, Mapping) or set(value) != set(self.attributes)):
+                raise PrincipleError(
+                    f"{name} is {value!r}: give each of the attributes ({', '.join(self.attributes) or 'none yet'}) once"
+                )
+        if len(set(self.directions.values())) < len(self.directions):
+            raise PrincipleError(f"directions is {self.directions!r}: two classes have the same statement; give each its own")
+        if not self.target:
+            object.__setattr__(self, "target", {})
+            return
+        for name, share in self.target.items():
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise PrincipleError(f"target is {dict(self.target)!r}: the share of {name} must be a number from 0 to 1")
+        total = sum(self.target.values())
+        if abs(total - 1) > 1e-6:
+            raise PrincipleError(f"target is {dict(self.target)!r}, which sums to {total:g}: shares sum to 1")
+        if not self.directions:
+            raise PrincipleError("target is given without directions, so nothing can move pictures towards it: add directions")
+        object.__setattr__(self, "target", dict(self.target))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of images for each direction: `target`, or even."""
+        return self.target or {name: 1 / len(self.directions) for name in self.directions}
 
 
 def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[ValuePrinciple]:

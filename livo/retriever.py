@@ -36,8 +36,8 @@ class ValueDecision:
     """What was decided for a prompt, or for one image of it, and why.
 
     `id` and `statement` are None where no principle applies. `score` is the cosine similarity of the prompt to
-    `nearest_exemplar`, -1 to 1; `scale` and `applied` are filled in by the pipeline: the strength, and whether this image
-    received the value token.
+    `nearest_exemplar`, -1 to 1; `scale`, `applied` and `direction` are filled in by the pipeline: the strength, whether this image
+    received the value token, and the class that it was moved towards, where the principle has directions.
     """
 
     prompt: str
@@ -49,6 +49,7 @@ class ValueDecision:
     why: str
     scale: float | None = None
     applied: bool = False
+    direction: str | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)

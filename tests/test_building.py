@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ SMALL = Options(batch=8)
 
 def run(folder, principles=(GENDER, BLOODY), options=SMALL, generator=None, **kwargs):
     records = list(building.build(generator or Generator(), Reader(), principles, folder, options, **kwargs))
-    building.finish(folder, principles)
+    building.finish(folder, principles, options)
     return records
 
 
@@ -142,6 +143,19 @@ def test_populations_are_even_over_the_classes_and_differ_from_the_neutral_ones_
     assert all(row["image_prompt"] == row["prompt"] and "gender" not in row["read"] for row in neutral)
 
 
+def test_a_directions_pair_is_its_class_against_another_under_its_own_statement(tmp_path):
+    directions = {"male": "gender equality, towards male", "female": "gender equality, towards female"}
+    run(tmp_path, [replace(GENDER, directions=directions, construct=replace(GENDER.construct, direction_pairs=10))])
+    towards = [row for row in rows(tmp_path) if row["value"] != "gender equality"]
+    assert len(towards) == 40 and len(rows(tmp_path)) == 80
+    kinds = Counter()
+    for row in towards:
+        kind = next(name for name, statement in directions.items() if statement == row["value"])
+        assert (row["read"]["gender"] == kind) == (row["label"] == 1)
+        kinds[row["subject"], kind] += row["label"]
+    assert all(kinds[career, "male"] == kinds[career, "female"] > 0 for career in ("doctor", "engineer"))
+
+
 def test_near_duplicates_are_dropped_and_counted(tmp_path):
     class Repeating(Generator):
         def __call__(self, prompts, generator, **kwargs):
@@ -181,7 +195,7 @@ def test_two_processes_share_the_rounds(tmp_path):
     principles = (GENDER, BLOODY)
     for rank in (0, 1):
         list(building.build(Generator(), Reader(), principles, tmp_path, Options(batch=8), rank=rank, world=2))
-    building.finish(tmp_path, principles)
+    building.finish(tmp_path, principles, SMALL)
     names = [row["file_name"] for row in rows(tmp_path)]
     assert len(names) == len(set(names)) == 64
     assert {int(name.split("/")[2]) % 2 for name in names} == {0, 1}

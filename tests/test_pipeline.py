@@ -6,8 +6,9 @@ import torch
 from conftest import PRINCIPLES, WordEmbedder
 from diffusers import StableDiffusionPipeline
 
-from livo import LiVOPipeline, ValuePrinciple
-from livo.pipeline import assign
+from livo import LiVOPipeline, ValuePrinciple, load_principles
+from livo.pipeline import PRINCIPLES_FILE, assign, assign_directions
+from livo.principles import bundled_principles
 
 FAST = {"num_inference_steps": 3, "output_type": "np"}
 DOCTOR, WARRIOR, CAT = "a photo of a doctor", "a bloody warrior", "a cat"
@@ -168,6 +169,11 @@ def test_saving_and_loading_brings_everything_back(pipe, tmp_path):
     assert np.array_equal(images(again, WARRIOR, generator=seeded(0)), images(pipe, WARRIOR, generator=seeded(0)))
 
 
+def test_the_bundled_principles_come_back_whole_from_a_saved_pipeline(papertown, tmp_path):
+    papertown.save_pretrained(tmp_path)
+    assert load_principles(tmp_path / PRINCIPLES_FILE) == load_principles(bundled_principles())
+
+
 def test_the_base_pipelines_files_are_saved_unchanged(pipe, tiny_checkpoint, tmp_path):
     pipe.save_pretrained(tmp_path)
     plain = StableDiffusionPipeline.from_pretrained(tiny_checkpoint).unet.state_dict()
@@ -268,3 +274,57 @@ def test_half_precision_runs_and_stays_finite(tiny_checkpoint):
     pipe.register_modules(value_encoder=pipe.text_encoder)
     pipe.set_progress_bar_config(disable=True)
     assert np.isfinite(images(pipe, WARRIOR, value="bloody")).all()
+
+
+# --- directions ---------------------------------------------------------------------------------------------------------
+
+TONES = ValuePrinciple(
+    id="tones",
+    kind="debias",
+    statement="tones",
+    attributes={c: f"a {c} one" for c in "abcde"},
+    directions={c: f"tones, towards {c}" for c in "abcde"},
+    exemplars=("a photo of a doctor",),
+)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2,) * 5, (0.6, 0.2, 0.1, 0.05, 0.05), (1.0, 0.0), (1 / 3,) * 3, (0.123, 0.877)])
+def test_directions_are_counted_by_largest_remainder_for_every_number_of_images(shares):
+    names = dict(zip("abcdefgh", shares, strict=False))
+    for number in range(1, 201):
+        given = assign_directions(number, names, (number, 0))
+        counts = [given.count(name) for name in names]
+        assert sum(counts) == number and all(abs(c - s * number) < 1 for c, s in zip(counts, shares, strict=True))
+        floors = [int(s * number + 1e-9) for s in shares]
+        remainders = [s * number - f for s, f in zip(shares, floors, strict=True)]
+        least = min([r for r, c, f in zip(remainders, counts, floors, strict=True) if c > f], default=1)
+        assert all(r <= least + 1e-5 for r, c, f in zip(remainders, counts, floors, strict=True) if c == f)
+    assert assign_directions(50, names, (1, 2)) == assign_directions(50, names, (1, 2))
+
+
+def test_ties_and_order_come_from_the_seed():
+    singles = [assign_directions(1, TONES.shares, (seed, 0))[0] for seed in range(500)]
+    assert all(70 < singles.count(name) < 130 for name in "abcde")
+    orders = {tuple(assign_directions(5, TONES.shares, (seed, 0))) for seed in range(50)}
+    assert len(orders) > 20
+
+
+def test_each_image_gets_one_direction_and_equals_a_run_with_that_statement(pipe):
+    pipe.load_value_principles([TONES])
+    pipe.value_encoder.config.value_statements = list(TONES.directions.values())
+    generators = [torch.Generator().manual_seed(seed) for seed in range(5)]
+    out = pipe(DOCTOR, value="tones", num_images_per_prompt=5, generator=generators, **FAST)
+    assert sorted(d.direction for d in out.decisions) == list("abcde") and all(d.applied for d in out.decisions)
+    for i, decision in enumerate(out.decisions):
+        assert decision.statement == f"tones, towards {decision.direction}" and decision.id == "tones"
+        single = images(pipe, DOCTOR, value=decision.statement, generator=torch.Generator().manual_seed(i))
+        np.testing.assert_allclose(out.images[i], single[0], atol=2e-4)
+
+
+def test_an_encoder_without_the_directions_gets_the_plain_statement_and_the_record_says_so(pipe):
+    pipe.load_value_principles([TONES])
+    for known in (None, ["tones"], ["tones", "tones, towards a"]):
+        pipe.value_encoder.config.value_statements = known
+        decisions = pipe(DOCTOR, value="tones", num_images_per_prompt=4, **FAST).decisions
+        assert [d.statement for d in decisions] == ["tones"] * 4 and sum(d.applied for d in decisions) == 2
+        assert "not trained with its directions" in decisions[0].why and decisions[0].direction is None

@@ -4,6 +4,8 @@ from livo import ValuePrinciple, load_principles
 from livo.principles import PrincipleError, bundled_principles
 
 GOOD = "id: a\nstatement: a first value\n"
+TONES = GOOD + "kind: debias\nattributes: {x: an x, y: a y}\n"
+TOWARDS = TONES + "directions: {x: towards x, y: towards y}\n"
 
 
 def write(tmp_path, text, name="p.yaml"):
@@ -52,6 +54,18 @@ def test_ready_made_principles_pass_through():
         (GOOD + "keywords: [1]\n", 3, ["keywords"]),
         (GOOD + "attributes: [male]\n", 3, ["attributes"]),
         (GOOD + "id: b\n", 3, ["twice"]),
+        (TONES + "directions: {x: towards x}\n", 5, ["directions", "x, y"]),
+        (TONES + "directions: {x: towards x, z: towards z}\n", 5, ["directions", "x, y"]),
+        (TONES + "directions: {x: towards, y: towards}\n", 5, ["same statement"]),
+        (TONES + "directions: [x, y]\n", 5, ["directions"]),
+        (GOOD + "attributes: {x: an x}\ndirections: {x: towards x}\n", 4, ["directions", "debias"]),
+        (TOWARDS + "target: {x: 0.5, y: 0.4}\n", 6, ["target", "0.9", "sum to 1"]),
+        (TOWARDS + "target: {x: 1.0}\n", 6, ["target", "x, y"]),
+        (TOWARDS + "target: {x: 1.5, y: -0.5}\n", 6, ["target", "share of x"]),
+        (TOWARDS + "target: {x: most, y: few}\n", 6, ["target", "share of x"]),
+        (TONES + "target: {x: 0.5, y: 0.5}\n", 5, ["target", "without directions"]),
+        (GOOD + "construct: {prompts: [a cup]}\n", 3, ["construct", "no judge"]),
+        (GOOD + "construct: {prompts: [a cup], judge: cup, aligned: a mug}\n", None, ["attributes", "two classes"]),
         ("just words\n", 1, ["mapping", "id:"]),
         (GOOD + "exemplars: [\n", None, ["not valid YAML"]),
         ("id: !!python/object/apply:os.system ['true']\nstatement: x\n", 1, ["python/object"]),
@@ -73,3 +87,10 @@ def test_a_missing_path_and_an_empty_folder_are_named(tmp_path):
         load_principles(tmp_path / "absent.yaml")
     with pytest.raises(PrincipleError, match=r"no \.yaml"):
         load_principles(tmp_path)
+
+
+def test_a_target_is_even_unless_it_is_given(tmp_path):
+    (even,) = load_principles(write(tmp_path, TOWARDS))
+    assert even.shares == {"x": 0.5, "y": 0.5} and even.target == {}
+    (given,) = load_principles(write(tmp_path, TOWARDS + "target: {x: 0.7, y: 0.3}\n"))
+    assert given.shares == {"x": 0.7, "y": 0.3}

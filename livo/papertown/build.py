@@ -104,7 +104,7 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) ->
     folder = work / "preferences"
     building.sweep(folder)
     follow_build(building.build(pipe, judge, principles, folder, GENERATION))
-    building.finish(folder, principles)
+    building.finish(folder, principles, GENERATION)
 
 
 def _train_value_encoder(work: Path) -> None:
