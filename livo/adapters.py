@@ -71,12 +71,15 @@ class ValueEncoderAdapter(_Adapter):
 
     name = "value_encoder"
 
-    def __init__(self, pipe: StableDiffusionPipeline, resolution: int, statements: Sequence[str]):
+    def __init__(self, pipe: StableDiffusionPipeline, resolution: int, statements: Sequence[str], freeze_embeddings: bool = False):
         if not isinstance(pipe, StableDiffusionPipeline):
             raise ValueError(f"a value encoder for {type(pipe).__name__} is not built yet: train a LoRA (--adapter lora)")
         super().__init__(pipe, resolution)
         self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder).float().requires_grad_(True).train()
         self.encoder.config.value_statements = sorted(set(statements))
+        if freeze_embeddings:
+            for name, parameter in self.encoder.named_parameters():
+                parameter.requires_grad_("embeddings." not in name)
         self.modules = {"value_encoder": self.encoder}
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The value token: how it is worded, encoded, joined to the prompt embeddings and weighted in attention.
 
 Training and inference both condition through this module, so they cannot drift apart. The layout is LiVO's (section 3.2):
-c = [E_v(v, x); E(x)], one token in front of the prompt's 77.
+c = [E_v(v, x); E(x)], one token in front of the prompt's 77; several principles on one prompt give several tokens.
 """
 
 from __future__ import annotations
@@ -43,18 +43,22 @@ def encode_value(
 
 
 def fuse(value_tokens: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """[value token ; prompt embeddings]: (N, width) and (N, 77, width) -> (N, 78, width)."""
-    return torch.cat([value_tokens.to(prompt_embeds).unsqueeze(1), prompt_embeds], dim=1)
+    """[value tokens ; prompt embeddings]: (N, width) or (N, K, width), and (N, 77, width) -> (N, K + 77, width)."""
+    if value_tokens.dim() == 2:
+        value_tokens = value_tokens.unsqueeze(1)
+    return torch.cat([value_tokens.to(prompt_embeds), prompt_embeds], dim=1)
 
 
-def attention_bias(scales: Sequence[float], length: int) -> torch.Tensor:
-    """Bias (N, 1, length) that multiplies the value token's attention weight by each row's scale before normalisation.
+def attention_bias(scales: Sequence[Sequence[float]], length: int) -> torch.Tensor:
+    """Bias (N, 1, length) that multiplies each value token's attention weight by its scale before normalisation.
 
-    1 leaves the token as it was trained; 0 removes it, which gives the output without a token (a zero-valued token would not:
-    it dilutes the softmax). In between and above, the log of the scale is added to the attention score.
+    `scales` holds a row's K scales. 1 leaves a token as it was trained; 0 removes it, which gives the output without a token (a
+    zero-valued token would not: it dilutes the softmax). In between and above, the log of the scale is added to the score.
     """
     bias = torch.zeros(len(scales), 1, length)
-    bias[:, 0, 0] = torch.tensor([max(math.log(scale), MASKED) if scale > 0 else MASKED for scale in scales])
+    for row, tokens in enumerate(scales):
+        for column, scale in enumerate(tokens):
+            bias[row, 0, column] = max(math.log(scale), MASKED) if scale > 0 else MASKED
     return bias
 
 

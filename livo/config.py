@@ -41,6 +41,9 @@ class TrainingConfig:
     ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last ones")
     optimizer: str = option("adamw", "adamw_8bit needs bitsandbytes", choices=OPTIMIZERS)
     lora_rank: int = option(4, "rank of the LoRA")
+    freeze_embeddings: bool = option(
+        False, "value encoder: train its layers alone, so that words it was not trained on keep their meaning"
+    )
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")

@@ -12,7 +12,6 @@ from inspect import signature
 from numbers import Real
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -21,6 +20,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from livo.assignment import ValueLedger, share_out, token_shares
 from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, value_text
 from livo.files import replacing
 from livo.principles import ValuePrinciple, bundled_principles
@@ -69,7 +69,7 @@ class LiVOPipeline(StableDiffusionPipeline):
         self.register_modules(value_encoder=value_encoder)
         self.retriever: ValueRetriever | None = None
         self.value_scale = 1.0
-        self._value_rows: list[tuple[str, float] | None] | None = None
+        self._value_rows: list[list[tuple[str, float]]] | None = None
 
     # --- loading and saving ---------------------------------------------------------------------------------------------
 
@@ -143,17 +143,20 @@ class LiVOPipeline(StableDiffusionPipeline):
         self,
         prompt: str | list[str] | None = None,
         *args,
-        value: str | Sequence[str | None] | None = "auto",
-        value_scale: float | Sequence[float] | None = None,
+        value: str | tuple[str, ...] | Sequence[str | tuple[str, ...] | None] | None = "auto",
+        value_scale: float | Mapping[str, float] | Sequence[float | Mapping[str, float]] | None = None,
+        ledger: ValueLedger | None = None,
         **kwargs,
     ) -> LiVOPipelineOutput | tuple:
         """Generate images that keep to the values their prompts call for.
 
         Args:
             prompt: As in StableDiffusionPipeline, and so are all its other arguments.
-            value: "auto" lets the retriever choose a principle for each prompt, or none; a principle's id, or any other
-                statement, is used as it is; None is the base pipeline. A list gives one for each prompt.
-            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained.
+            value: "auto" lets the retriever choose the principles of each prompt, or none; a principle's id, or any other
+                statement, is used as it is; a tuple of them acts together; None is the base pipeline. A list gives one for each prompt.
+            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained. A mapping
+                gives one for each principle's id.
+            ledger: Balances directions over successive calls too, so that calls of one image each meet the target together.
 
         Returns:
             `images`, `nsfw_content_detected` and `decisions` (one for each image), or the three as a tuple with
@@ -165,14 +168,15 @@ class LiVOPipeline(StableDiffusionPipeline):
         call = signature(super().__call__).bind(prompt, *args, **kwargs)
         return_dict = call.arguments.get("return_dict", True)  # False gives a tuple of three, where the base gives two
         call.arguments["return_dict"] = True
-        decisions = self._decide(prompt, value, value_scale, call.arguments)
-        rows = [(value_text(d.statement, d.prompt), d.scale) if d.applied else None for d in decisions]
+        decisions = self._decide(prompt, value, value_scale, ledger, call.arguments)
+        rows = [[(value_text(d.statement, d.prompt), d.scale) for d in (image, *image.also) if d.applied] for image in decisions]
         if not any(rows):
             out = super().__call__(*call.args, **call.kwargs)
         else:
-            scales = [row[1] if row else 0.0 for row in rows]
-            unconditional = [0.0] * len(rows)  # never sees the token
-            bias = attention_bias(unconditional + scales, 1 + self.tokenizer.model_max_length)
+            most = max(map(len, rows))
+            scales = [[scale for _, scale in row] + [0.0] * (most - len(row)) for row in rows]
+            unconditional = [[0.0] * most] * len(rows)  # never sees a token
+            bias = attention_bias(unconditional + scales, most + self.tokenizer.model_max_length)
             self._value_rows = rows
             try:
                 with biased_cross_attention(self.unet, bias):
@@ -183,22 +187,25 @@ class LiVOPipeline(StableDiffusionPipeline):
         return out if return_dict else (out.images, out.nsfw_content_detected, out.decisions)
 
     def encode_prompt(self, *args, **kwargs):
-        """As the base's; within a call that applies values, both halves are one token longer."""
+        """As the base's; within a call that applies values, both halves are as many tokens longer as a prompt has principles."""
         prompt_embeds, negative_embeds = super().encode_prompt(*args, **kwargs)
         if self._value_rows is None:
             return prompt_embeds, negative_embeds
-        texts = list(dict.fromkeys(row[0] for row in self._value_rows if row))
+        texts = list(dict.fromkeys(text for row in self._value_rows for text, _ in row))
         tokens = encode_value(self.value_encoder, self.tokenizer, texts, self._execution_device)
         encoded = dict(zip(texts, tokens, strict=True))
-        empty = torch.zeros_like(prompt_embeds[0, 0])
-        tokens = torch.stack([encoded[row[0]].to(empty) if row else empty for row in self._value_rows])
+        most = max(map(len, self._value_rows))
+        fused = prompt_embeds.new_zeros(len(self._value_rows), most, prompt_embeds.shape[-1])
+        for i, row in enumerate(self._value_rows):
+            for j, (text, _) in enumerate(row):
+                fused[i, j] = encoded[text].to(fused)
         if negative_embeds is not None:
-            negative_embeds = fuse(torch.zeros_like(negative_embeds[:, 0]), negative_embeds)
-        return fuse(tokens, prompt_embeds), negative_embeds
+            negative_embeds = fuse(torch.zeros_like(fused), negative_embeds)
+        return fuse(fused, prompt_embeds), negative_embeds
 
     # --- decisions ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, prompt, value, value_scale, given: dict) -> list[ValueDecision]:
+    def _decide(self, prompt, value, value_scale, ledger, given: dict) -> list[ValueDecision]:
         """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
         number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
         if prompt is None:
@@ -208,54 +215,80 @@ class LiVOPipeline(StableDiffusionPipeline):
             why = "value=None" if value is None else "no value encoder is loaded"
             return [_none("", why)] * (number * (1 if embeds is None else len(embeds)))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        values = _one_each(value, prompts, "value", (str, ValuePrinciple, type(None)))
-        scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (Real, str))
+        values = _one_each(value, prompts, "value", (str, tuple, ValuePrinciple, type(None)))
+        scales = _one_each(self.value_scale if value_scale is None else value_scale, prompts, "value_scale", (Real, str, Mapping))
         if isinstance(generator, (list, tuple)) and len(generator) != len(prompts) * number:
             raise ValueError(f"{len(generator)} generators for {len(prompts) * number} images: give one for all, or one each")
         retrieved = iter(self._retrieve([text for text, wish in zip(prompts, values, strict=True) if wish == "auto"]))
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, values, scales, strict=True)):
-            decision, principle = next(retrieved) if wish == "auto" else self._honour(text, wish)
-            scale = _checked_scale(scale)
-            if decision.statement is None:
-                decisions += [decision] * number
-                continue
+            chosen = next(retrieved) if wish == "auto" else self._honour_all(text, wish)
+            chosen = [(replace(d, scale=self._scale_of(d, scale)) if d.statement else d, p) for d, p in chosen]
             one_each = isinstance(generator, (list, tuple))
             seed = (self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i)
-            decisions += self._assigned(replace(decision, scale=scale), principle, number, seed)
+            decisions += self._assigned(chosen, number, seed, ledger)
         return decisions
 
-    def _assigned(
-        self, decision: ValueDecision, principle: ValuePrinciple | None, number: int, seed: tuple[int, int]
-    ) -> list[ValueDecision]:
-        """The decision for each of a prompt's images: its direction, or whether it receives the plain token."""
-        on = decision.scale > 0
-        if principle is not None and principle.directions:
-            unknown = set(principle.directions.values()) - set(getattr(self.value_encoder, "statements", None) or ())
-            if not unknown:
-                classes = assign_directions(number, principle.shares, seed)
-                return [replace(decision, statement=principle.directions[name], direction=name, applied=on) for name in classes]
-            why = f"the value encoder was not trained with its directions, so {principle.apply_rate:.0%} of the images get the plain token"
-            decision = replace(decision, why=f"{decision.why}; {why}")
-        rate = 1.0 if principle is None else principle.apply_rate
-        return [replace(decision, applied=bool(hit and on)) for hit in assign(number, rate, seed)]
+    def _scale_of(self, decision: ValueDecision, scale) -> float:
+        if isinstance(scale, Mapping):
+            unknown = set(scale) - {principle.id for principle in self.principles}
+            if unknown:
+                raise ValueError(f"value_scale names {', '.join(sorted(map(repr, unknown)))}, and no principle has that id")
+            scale = scale.get(decision.id, self.value_scale)
+        return _checked_scale(scale)
 
-    def _retrieve(self, prompts: list[str]) -> list[tuple[ValueDecision, ValuePrinciple | None]]:
+    def _assigned(
+        self,
+        chosen: list[tuple[ValueDecision, ValuePrinciple | None]],
+        number: int,
+        seed: tuple[int, int],
+        ledger: ValueLedger | None,
+    ) -> list[ValueDecision]:
+        """The decision for each of a prompt's images: its directions, or whether it receives the plain token."""
+        if chosen[0][0].statement is None:
+            return [chosen[0][0]] * number
+        targets, plans = [], []
+        for i, (decision, principle) in enumerate(chosen):
+            directions = principle.directions if principle is not None else {}
+            if directions and set(directions.values()) - set(getattr(self.value_encoder, "statements", None) or ()):
+                rate = f"{principle.apply_rate:.0%} of the images get the plain token"
+                why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
+                decision, directions = replace(decision, why=why), {}
+            rate = 1.0 if principle is None else principle.apply_rate
+            plain = token_shares(rate, number, (*seed, i)) if ledger is None else {True: rate, False: 1 - rate}
+            targets.append(principle.shares if directions else plain)
+            plans.append((decision, directions))
+        keys = [(decision.prompt, decision.id or decision.statement) for decision, _ in plans]
+        images = []
+        for classes in share_out(number, targets, seed, ledger, keys):
+            parts = [
+                replace(decision, statement=directions[name], direction=name, applied=decision.scale > 0)
+                if directions
+                else replace(decision, applied=bool(name and decision.scale > 0))
+                for (decision, directions), name in zip(plans, classes, strict=True)
+            ]
+            images.append(replace(parts[0], also=tuple(parts[1:])))
+        return images
+
+    def _retrieve(self, prompts: list[str]) -> list[list[tuple[ValueDecision, ValuePrinciple | None]]]:
         """What the retriever chooses for each prompt."""
         if not prompts:
             return []
         if self.value_encoder is None:
             logger.warning("no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)")
-            return [(_none(prompt, "no value encoder is loaded"), None) for prompt in prompts]
+            return [[(_none(prompt, "no value encoder is loaded"), None)] for prompt in prompts]
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         by_id = {principle.id: principle for principle in self.principles}
-        chosen = []
-        for first, *others in self.retriever.retrieve_batch(prompts):
-            if others:  # one token holds one principle
-                first = replace(first, why=f"{first.why}; passed over: {', '.join(other.id for other in others)}")
-            chosen.append((first, by_id.get(first.id)))
-        return chosen
+        return [[(decision, by_id.get(decision.id)) for decision in found] for found in self.retriever.retrieve_batch(prompts)]
+
+    def _honour_all(self, prompt: str, wish) -> list[tuple[ValueDecision, ValuePrinciple | None]]:
+        """What was asked for by name: one value, or a tuple of values that act together."""
+        if not isinstance(wish, tuple):
+            return [self._honour(prompt, wish)]
+        if not wish or None in wish or "auto" in wish or len(set(map(str, wish))) < len(wish):
+            raise ValueError(f"value is {wish!r}: a tuple names principles or statements that act together, each once")
+        return [self._honour(prompt, one) for one in wish]
 
     def _seed(self, generator: torch.Generator | None) -> int:
         """A digest of the generator's state, or of the global one's. Neither is advanced, but each call's noise advances it."""
@@ -286,28 +319,6 @@ class LiVOPipeline(StableDiffusionPipeline):
         if known is not None and wish not in known:
             logger.warning("the value encoder was not trained with %r; it knows: %s", wish, "; ".join(known))
         return ValueDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
-
-
-def assign(number: int, rate: float, seed: tuple[int, int]) -> np.ndarray:
-    """Which of a prompt's `number` images receive the token: exactly the share `rate` of them, in seeded order.
-
-    Where the share is not a whole number of images, the seed decides about the odd one, so that it holds over many seeds.
-    """
-    rng = np.random.default_rng(seed)
-    whole, rest = divmod(number * rate + 1e-9, 1)
-    count = int(whole) + (rng.random() < rest - 1e-9)
-    return rng.permutation(np.arange(number) < count)
-
-
-def assign_directions(number: int, shares: Mapping[str, float], seed: tuple[int, int]) -> list[str]:
-    """The class of each of a prompt's `number` images: counts by largest remainder, ties and order by the seed."""
-    rng = np.random.default_rng(seed)
-    quotas = np.array([share * number for share in shares.values()]) + 1e-9
-    counts = np.floor(quotas).astype(int)
-    remainders = np.round(quotas - counts, 6)
-    order = np.lexsort((rng.random(len(counts)), -remainders))
-    counts[order[: number - counts.sum()]] += 1
-    return rng.permutation(np.repeat(list(shares), counts)).tolist()
 
 
 def _checked_scale(scale) -> float:

@@ -37,7 +37,8 @@ class ValueDecision:
 
     `id` and `statement` are None where no principle applies. `score` is the cosine similarity of the prompt to
     `nearest_exemplar`, -1 to 1; `scale`, `applied` and `direction` are filled in by the pipeline: the strength, whether this image
-    received the value token, and the class that it was moved towards, where the principle has directions.
+    received the value token, and the class that it was moved towards, where the principle has directions. `also` holds the
+    decisions of further principles on the same image.
     """
 
     prompt: str
@@ -50,6 +51,7 @@ class ValueDecision:
     scale: float | None = None
     applied: bool = False
     direction: str | None = None
+    also: tuple[ValueDecision, ...] = ()
 
     def to_dict(self) -> dict:
         return asdict(self)

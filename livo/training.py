@@ -365,7 +365,7 @@ def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, s
     torch.manual_seed(config.seed)  # a LoRA is drawn at random
     if config.adapter == "lora":
         return LoRAAdapter(pipe, resolution, config.lora_rank)
-    return ValueEncoderAdapter(pipe, resolution, [sample.value for sample in samples])
+    return ValueEncoderAdapter(pipe, resolution, [sample.value for sample in samples], config.freeze_embeddings)
 
 
 def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: Sequence[Sample]) -> None:

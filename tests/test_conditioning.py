@@ -35,7 +35,7 @@ def test_fusing_puts_one_token_in_front_of_seventy_seven(inputs):
 def test_a_masked_token_gives_the_output_without_a_token_and_a_zero_valued_one_does_not(pipe, inputs):
     latents, embeds, token = inputs
     plain = predict(pipe, latents, embeds)
-    masked = predict(pipe, latents, fuse(token, embeds), [0.0, 0.0])
+    masked = predict(pipe, latents, fuse(token, embeds), [[0.0], [0.0]])
     zeros = predict(pipe, latents, fuse(torch.zeros_like(token), embeds))
     assert torch.allclose(masked, plain, atol=2e-6)
     assert not torch.allclose(zeros, plain, atol=1e-4)
@@ -45,7 +45,7 @@ def test_scale_one_is_what_was_trained_and_rows_do_not_disturb_each_other(pipe, 
     latents, embeds, token = inputs
     fused = fuse(token, embeds)
     trained, plain = predict(pipe, latents, fused), predict(pipe, latents, embeds)
-    mixed = predict(pipe, latents, fused, [1.0, 0.0])
+    mixed = predict(pipe, latents, fused, [[1.0], [0.0]])
     assert torch.allclose(mixed[0], trained[0], atol=2e-6)
     assert torch.allclose(mixed[1], plain[1], atol=2e-6)
 
@@ -53,7 +53,7 @@ def test_scale_one_is_what_was_trained_and_rows_do_not_disturb_each_other(pipe, 
 def test_the_effect_grows_with_the_scale(pipe, inputs):
     latents, embeds, token = inputs
     plain = predict(pipe, latents, embeds)
-    effects = [(predict(pipe, latents, fuse(token, embeds), [s, s]) - plain).norm().item() for s in (0, 0.25, 0.5, 1, 2, 4)]
+    effects = [(predict(pipe, latents, fuse(token, embeds), [[s], [s]]) - plain).norm().item() for s in (0, 0.25, 0.5, 1, 2, 4)]
     assert effects == sorted(effects) and effects[0] < 1e-4 < effects[1]
 
 
@@ -62,7 +62,7 @@ def test_the_scale_multiplies_the_attention_weight(pipe):
     layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
     generator = torch.Generator().manual_seed(3)
     x, keys = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 78, 32, generator=generator)
-    with torch.no_grad(), biased_cross_attention(pipe.unet, attention_bias([0.3], 78)):
+    with torch.no_grad(), biased_cross_attention(pipe.unet, attention_bias([[0.3]], 78)):
         out = layer(x, encoder_hidden_states=keys)
     with torch.no_grad():
         heads, width = layer.heads, layer.to_q.out_features // layer.heads
@@ -78,7 +78,7 @@ def test_the_scale_multiplies_the_attention_weight(pipe):
 def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(pipe, inputs):
     latents, embeds, _ = inputs
     before = predict(pipe, latents, embeds)
-    with pytest.raises(RuntimeError), biased_cross_attention(pipe.unet, attention_bias([0.0, 0.0], 77)):
+    with pytest.raises(RuntimeError), biased_cross_attention(pipe.unet, attention_bias([[0.0], [0.0]], 77)):
         raise RuntimeError
     assert not any(m._forward_pre_hooks for m in pipe.unet.modules())
     assert torch.equal(predict(pipe, latents, embeds), before)
