@@ -430,7 +430,8 @@ def _contact_sheet(folder: Path, job: Job, pairs: list[tuple[dict, dict]], colum
         for side in (0, 1):
             rows = [pair[side] for pair in some[first : first + columns]]
             images += [Image.open(folder / row["file_name"]) for row in rows]
-            captions += [f"{'aligned' if row['label'] else 'violating'}: {row['class'] or row['image_prompt']}" for row in rows]
+            shown = job.principle.construct.judge
+            captions += [f"{'aligned' if row['label'] else 'violating'}: {row['read'].get(shown, 'neutral')}" for row in rows]
             blank = columns - len(rows)
             images += [Image.new("RGB", (8, 8), "white")] * blank
             captions += [""] * blank

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("generate", _generate, "Generate images that keep to the values their prompts call for.")
     sub.add_argument("prompt", nargs="+", metavar="PROMPT")
     sub.add_argument("-n", type=_positive, default=8, help="images per prompt (default 8)")
-    sub.add_argument("--value", default="auto", help="auto, none, a principle's id, or a statement (default auto)")
+    sub.add_argument(
+        "--value", action="append", help="auto, none, a principle's id, or a statement; several act together (default auto)"
+    )
     sub.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     sub.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
     sub.add_argument("--seed", type=int, default=0)
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
     sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    sub.add_argument("--target", metavar="FILE[#ENTRY]", help="YAML file of shares for the principle that has these classes")
 
     sub = command("retrieve", _retrieve, "Say which principle each prompt calls for, or none, and why.")
     sub.add_argument("prompt", nargs="+", metavar="PROMPT")
@@ -130,13 +133,17 @@ def _generate(args) -> None:
     import torch
 
     from livo.files import replacing
+    from livo.judges import PapertownJudge
     from livo.pictures import grid, save_png, stack
-    from livo.pipeline import LiVOPipeline
+    from livo.pipeline import PAPERTOWN, LiVOPipeline
 
     pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    if args.target:
+        pipe.load_value_principles(_with_target(pipe.principles, args.target))
     if torch.cuda.is_available():
         pipe.to("cuda")
-    value = None if args.value == "none" else args.value
+    value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
+    value = None if value == "none" else value
     pipe.set_progress_bar_config(desc="sampling", unit="step")
 
     def generate(prompt, value):
@@ -150,26 +157,64 @@ def _generate(args) -> None:
             generator=torch.Generator().manual_seed(args.seed),
         )
 
+    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float() if args.model == "papertown" else None
     sheets, record = [], []
     columns = min(args.n, 10)
     for prompt in args.prompt:
         out = generate(prompt, value)
-        first = out.decisions[0]
-        name = first.id or first.statement
-        applied = [decision.applied for decision in out.decisions]
+        first, applied = out.decisions[0], [any(d.applied for d in (image, *image.also)) for image in out.decisions]
+        names = ", ".join(d.id or d.statement for d in (first, *first.also) if d.statement) or "no principle"
         if args.compare:
             sheets.append(grid(generate(prompt, None).images, columns, title=f"base: {prompt}"))
-        captions = [name if on else "without the token" if name else "as the base" for on in applied]
-        sheets.append(
-            grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{name or 'no principle'}: {first.why}")
-        )
+        captions = [_caption(image) for image in out.decisions]
+        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{names}: {first.why}"))
+        sheets += _shares(pipe, out, judge, sheets[-1].width)
         record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
-        print(f"{prompt}: {name or 'no principle'}, token on {sum(applied)} of {args.n} images; {first.why}")
+        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_png(stack(sheets), args.output, record)
     beside = args.output.with_suffix(".json")
     with replacing(beside) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{args.output} and {beside} written")
+
+
+def _with_target(principles, source: str):
+    from livo.principles import load_target
+
+    target = load_target(source)
+    if not any(set(p.attributes) == set(target) for p in principles):
+        known = "; ".join(f"{p.id}: {', '.join(p.attributes)}" for p in principles if p.kind == "debias")
+        raise CommandError(f"--target {source}: no principle has the classes {', '.join(target)}; there are {known}")
+    return [replace(p, target=target) if set(p.attributes) == set(target) else p for p in principles]
+
+
+def _shares(pipe, out, judge, width: int) -> list:
+    """For each principle that acted by directions: asked, assigned and, with a judge, measured shares, printed and as bars."""
+    from livo.metrics import counts
+    from livo.pictures import bars
+
+    sheets = []
+    images = [(image, *image.also) for image in out.decisions]
+    for place, decision in enumerate(images[0]):
+        if decision.direction is None:
+            continue
+        principle = next(p for p in pipe.principles if p.id == decision.id)
+        assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
+        shown = {"asked": list(principle.shares.values()), "assigned": assigned}
+        if judge is not None and principle.construct is not None:
+            read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
+            shown[f"read by {judge.name}"] = counts(read, list(principle.shares)) / len(images)
+        classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
+        sheets.append(bars(principle.id, classes, width))
+        for name, values in classes.items():
+            print(f"  {principle.id} {name:10} " + "  ".join(f"{key} {value:4.0%}" for key, value in values.items()))
+    return sheets
+
+
+def _caption(image) -> str:
+    if image.statement is None:
+        return "as the base"
+    return ", ".join(d.direction or d.id or d.statement for d in (image, *image.also) if d.applied) or "without the token"
 
 
 def _retrieve(args) -> None:

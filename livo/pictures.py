@@ -90,3 +90,27 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: 
         axes.grid(alpha=0.25)
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def bars(title: str, classes: Mapping[str, Mapping[str, float]], width: int) -> Image.Image:
+    """Horizontal bars: for each class its shares under each name, as in {"female": {"asked": 0.5, "measured": 0.48}}."""
+    colors = ("#c9ced6", _ACCENT, "#d98e04")
+    names = list(next(iter(classes.values())))
+    row, head = 14 * len(names) + 8, 28
+    sheet = Image.new("RGB", (width, head + row * len(classes) + 20), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, 6), fit(title, font(15), width - 16), _INK, font(15))
+    left, right = 90, width - 60
+    for i, (label, shares) in enumerate(classes.items()):
+        top = head + i * row
+        draw.text((8, top), fit(label, font(12), left - 12), _INK, font(12))
+        for j, name in enumerate(names):
+            y = top + 14 * j
+            draw.rectangle((left, y + 2, left + max(1, (right - left) * shares[name]), y + 12), fill=colors[j % 3])
+            draw.text((left + (right - left) * shares[name] + 4, y), f"{100 * shares[name]:.0f}%", _INK, font(11))
+    x = left
+    for j, name in enumerate(names):
+        draw.rectangle((x, sheet.height - 14, x + 10, sheet.height - 4), fill=colors[j % 3])
+        draw.text((x + 14, sheet.height - 16), name, _INK, font(11))
+        x += 30 + font(11).getlength(name)
+    return sheet

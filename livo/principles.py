@@ -31,7 +31,8 @@ class ValuePrinciple:
         attributes: Classes that a judge tells apart, with the words for each: `{male: a man, female: a woman}`.
         directions: For each class the statement that moves a picture towards it. An encoder that was trained with them gives every
             image of a prompt one of them, so that the classes meet `target`; any other encoder is given `statement`.
-        target: The share of each class, together 1; even where it is not given.
+        target: The share of each class, together 1; even where it is not given. In a principle file it may name a file of
+            shares beside it (see `load_target`).
         exemplars: Prompts that the principle applies to; the retriever compares with them.
         counter_exemplars: Near misses that it must leave alone.
         keywords: Whole words that speak for the principle.
@@ -140,6 +141,29 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
     return [principle for _, principle in found]
 
 
+def load_target(source: str | Path) -> dict[str, float]:
+    """Shares from a YAML file: `white: 0.6` and so on, or several such sets by name, of which "census.yaml#norway" is one.
+
+    Raises:
+        PrincipleError: the file or the entry is not there, or it holds no shares.
+    """
+    path, _, entry = str(source).partition("#")
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise PrincipleError(f"target {path}: no such file of shares") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PrincipleError(f"target {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(data, Mapping) and entry:
+        if entry not in data:
+            raise PrincipleError(f"target {path}: no entry {entry!r}; there are {', '.join(map(str, data))}")
+        data = data[entry]
+    if not isinstance(data, Mapping) or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in data.values()):
+        hint = f"; name one of its entries, as in {path}#{next(iter(data))}" if isinstance(data, Mapping) and data else ""
+        raise PrincipleError(f"target {source}: map each class to its share, as in {{male: 0.5, female: 0.5}}{hint}")
+    return {str(name): float(share) for name, share in data.items()}
+
+
 def bundled_principles() -> Path:
     """The file of the paper's five principles: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
@@ -192,6 +216,8 @@ def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
         if name not in values:
             raise PrincipleError(f"{file}:{node.start_mark.line + 1}: the principle has no {name}; add one")
     try:
+        if isinstance(values.get("target"), str):
+            values["target"] = load_target(file.parent / values["target"])
         return ValuePrinciple(**values)
     except PrincipleError as error:
         at = lines.get(str(error).split()[0], node.start_mark.line + 1)

@@ -94,3 +94,16 @@ def test_a_target_is_even_unless_it_is_given(tmp_path):
     assert even.shares == {"x": 0.5, "y": 0.5} and even.target == {}
     (given,) = load_principles(write(tmp_path, TOWARDS + "target: {x: 0.7, y: 0.3}\n"))
     assert given.shares == {"x": 0.7, "y": 0.3}
+
+
+def test_a_target_may_name_a_file_of_shares_beside_the_principles(tmp_path):
+    write(tmp_path, "norway: {x: 0.9, y: 0.1}\nchile: {x: 0.4, y: 0.6}\n", "census.yaml")
+    (principle,) = load_principles(write(tmp_path, TOWARDS + "target: census.yaml#chile\n"))
+    assert principle.shares == {"x": 0.4, "y": 0.6}
+    for entry, words in (
+        ("census.yaml#peru", "norway, chile"),
+        ("census.yaml", "census.yaml#norway"),
+        ("absent.yaml", "no such file"),
+    ):
+        with pytest.raises(PrincipleError, match=words):
+            load_principles(write(tmp_path, TOWARDS + f"target: {entry}\n"))

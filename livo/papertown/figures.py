@@ -25,6 +25,7 @@ from livo.principles import ValuePrinciple
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
 _RATES = [round(0.05 * i, 2) for i in range(21)]
 Reading = dict[str, str]
+Value = ValuePrinciple | tuple[ValuePrinciple, ...] | None
 Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's
 
 
@@ -36,9 +37,10 @@ class Reader:
         self.base = "-".join([judge.revision, *(_digest(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
         self.encoder = _digest(pipe.value_encoder)
 
-    def read(self, prompt: str, value: ValuePrinciple | None) -> list[Reading]:
+    def read(self, prompt: str, value: Value) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
-        what = [self.encoder, value.statement, value.apply_rate] if value else None
+        principles = value if isinstance(value, tuple) else (value,) if value else ()
+        what = [self.encoder, *([p.statement, p.apply_rate, p.directions, p.target] for p in principles)] if principles else None
         key = json.dumps([self.base, dict(self.pipe.scheduler.config), IMAGES, STEPS, GUIDANCE, prompt, what], default=str)
         file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
@@ -48,7 +50,7 @@ class Reader:
                 temporary.write_text(json.dumps(readings))
         return json.loads(file.read_text())
 
-    def read_all(self, prompts: Sequence[str], value: ValuePrinciple | None, what: str) -> list[list[Reading]]:
+    def read_all(self, prompts: Sequence[str], value: Value, what: str) -> list[list[Reading]]:
         return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
 
 
@@ -80,7 +82,7 @@ def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> l
 
 
 def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
-    """Training careers in held-out places, and held-out careers in held-out places and wordings."""
+    """Training careers in held-out places, and held-out careers in held-out places and wordings: directions, and plain tokens."""
     rows = []
     held_out = [describe(s, world.TEMPLATES.held_out[i % 3]) for i, s in enumerate(scenes(world.CAREERS.held_out, 2))]
     for split, wanted, prompts in (
@@ -89,15 +91,49 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
     ):
         base = reader.read_all(prompts, None, f"base, {split}")
         for principle in world.DEBIASED:
-            ours = reader.read_all(prompts, principles[principle], f"{principle}, {split}")
-            label = f"{principle}, {split}"
-            rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
-            rows.append((f"D2 {label}", bias(base, principle, metrics.d2), bias(ours, principle, metrics.d2)))
-            rows.append((f"unread %, {label}", unread(base, principle), unread(ours, principle)))
-            rows += [
-                (f"{name} kept %, {label}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")
-            ]
+            plain = replace(principles[principle], directions={}, target={})
+            for how, value in (("directions", principles[principle]), ("plain token", plain)):
+                label = f"{principle}, {how}, {split}"
+                ours = reader.read_all(prompts, value, label)
+                rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
+                rows.append((f"D2 {label}", bias(base, principle, metrics.d2), bias(ours, principle, metrics.d2)))
+                rows.append((f"unread %, {label}", unread(base, principle), unread(ours, principle)))
+                rows += [
+                    (f"{name} kept %, {label}", kept(base, wanted, name), kept(ours, wanted, name)) for name in ("career", "place")
+                ]
     return rows
+
+
+CENSUS = {"white": 0.6, "asian": 0.2, "latino": 0.1, "indian": 0.05, "black": 0.05}
+
+
+def target_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
+    """Held-out careers: gender and race together, and an uneven target for race."""
+    wanted = scenes(world.CAREERS.held_out, 2)
+    prompts = [describe(s, world.TEMPLATES.held_out[i % 3]) for i, s in enumerate(wanted)]
+    base = reader.read_all(prompts, None, "base, held-out careers")
+    joint = reader.read_all(prompts, tuple(principles[p] for p in world.DEBIASED), "gender and race, held-out careers")
+    cells = [f"{gender} {race}" for gender in world.GENDERS for race in world.RACES]
+    rows = [("D1 gender x race (10 classes), held-out careers", *(_joint(readings, cells) for readings in (base, joint)))]
+    rows += [
+        (f"{name} kept %, gender x race, held-out careers", kept(base, wanted, name), kept(joint, wanted, name))
+        for name in ("career", "place")
+    ]
+    census = reader.read_all(prompts, replace(principles["racial_equality"], target=CENSUS), "target 60/20/10/5/5")
+    rows.append(("points from a 60/20/10/5/5 target, per class", *(_off_target(readings) for readings in (base, census))))
+    return rows
+
+
+def _joint(readings: list[list[Reading]], cells: Sequence[str]) -> list[float]:
+    return [metrics.d1(metrics.counts([f"{r['gender']} {r['race']}" for r in rows], cells)) for rows in readings]
+
+
+def _off_target(readings: list[list[Reading]]) -> list[float]:
+    wanted = np.array(list(CENSUS.values()))
+    return [
+        100 * float(np.abs(metrics.counts([r["race"] for r in rows], list(CENSUS)) / len(rows) - wanted).mean())
+        for rows in readings
+    ]
 
 
 def unread(readings: list[list[Reading]], principle: str) -> list[float]:
@@ -174,14 +210,15 @@ def _held_out_scene(rng: np.random.Generator, identity: bool = False, person: bo
 
 
 def calibrate(cache: Path) -> dict[str, float]:
-    """For each debias principle the apply rate with the least mean D1 on training careers in training places."""
+    """For each debias principle's plain token the apply rate with the least mean D1 on training careers in training places."""
     reader, principles = _reader(cache)
     places = world.PLACES.train
     prompts = [describe(Scene(career=c).stating(place=places[i % len(places)])) for i, c in enumerate(world.CAREERS.train)]
     base = reader.read_all(prompts, None, "base")
     rates = {}
     for principle, (name, classes) in world.DEBIASED.items():
-        ours = reader.read_all(prompts, replace(principles[principle], apply_rate=1.0), principle)
+        plain = replace(principles[principle], apply_rate=1.0, directions={}, target={})
+        ours = reader.read_all(prompts, plain, principle)
         without, with_ = ([metrics.counts([r[name] for r in rows], classes) for rows in readings] for readings in (base, ours))
         d1 = {
             rate: np.mean([metrics.d1((1 - rate) * b + rate * o) for b, o in zip(without, with_, strict=True)]) for rate in _RATES
@@ -198,15 +235,17 @@ def figures(cache: Path, output: Path) -> dict:
     accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
     chosen = retrieval(pipe)
     fidelity = backbone_fidelity(pipe, judge)
-    rows = debias_rows(reader, principles) + risk_rows(reader, principles)
-    floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5)]
+    rows = debias_rows(reader, principles) + target_rows(reader, principles) + risk_rows(reader, principles)
+    floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5, 10)]
     print(
         f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
     )
     print("judge, % of 2,000 fresh renders: " + ", ".join(f"{k} {v:.2f}" for k, v in accuracy.items()))
     print("backbone, % of 1,000 prompts shown as stated: " + ", ".join(f"{k} {v:.1f}" for k, v in fidelity.items()))
     print("retriever, % right of 200 prompts each: " + ", ".join(f"{k} {v:.1f}" for k, v in chosen.items()))
-    print(f"D1 of a fair sampler at N = {IMAGES}: {floors[0]:.1f} for two classes, {floors[1]:.1f} for five")
+    print(
+        f"D1 of a fair sampler at N = {IMAGES}: {floors[0]:.1f} for two classes, {floors[1]:.1f} for five, {floors[2]:.1f} for ten"
+    )
     print("\n| figure, mean over prompts [95% bootstrap interval] | prompts | base | LiVO |\n|---|---|---|---|")
     for label, base, ours in rows:
         print(f"| {label} | {len(base)} | {_with_interval(base)} | {_with_interval(ours)} |")
