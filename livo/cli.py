@@ -16,6 +16,7 @@ EXAMPLES = {
     "retrieve": 'livo retrieve "a photo of a doctor" "a bloody warrior" "a bloodhound"',
     "build": "livo build -o data/gender --only gender_equality --pairs 100",
     "train": "livo train --data data/gender --output runs/gender --steps 600 --lr 4e-4 --beta 100 --alpha 50 --gamma-1 5",
+    "calibrate": "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder",
     "env": "livo env",
     "papertown": "livo papertown grid -o papertown.png",
 }
@@ -96,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", choices=["latest"], help="go on from the newest checkpoint in --output")
     _add_options(sub)
 
+    sub = command("calibrate", _calibrate, "Measure what an encoder's directions draw, and save it with the encoder.")
+    sub.add_argument(
+        "prompts", type=Path, help="text file of neutral prompts, one a line; training prompts, not those you report on"
+    )
+    sub.add_argument("--value-encoder", type=Path, required=True, help="folder of the encoder; its config.json receives the result")
+    sub.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder")
+    sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    sub.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
+    sub.add_argument("-n", type=_positive, default=20, help="images per prompt and principle (default 20)")
+    sub.add_argument("--steps", type=_positive, default=20, help="sampler steps (default 20)")
+    sub.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    sub.add_argument("--seed", type=int, default=0)
+
     command("env", _env, "Print versions and hardware, for bug reports.")
 
     sub = command("papertown", _papertown, "Show the embedded world.")
@@ -164,11 +178,12 @@ def _generate(args) -> None:
         out = generate(prompt, value)
         first, applied = out.decisions[0], [any(d.applied for d in (image, *image.also)) for image in out.decisions]
         names = ", ".join(d.id or d.statement for d in (first, *first.also) if d.statement) or "no principle"
-        if args.compare:
-            sheets.append(grid(generate(prompt, None).images, columns, title=f"base: {prompt}"))
+        base = generate(prompt, None).images if args.compare else []
+        if base:
+            sheets.append(grid(base, columns, title=f"base: {prompt}"))
         captions = [_caption(image) for image in out.decisions]
         sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{names}: {first.why}"))
-        sheets += _shares(pipe, out, judge, sheets[-1].width)
+        sheets += _shares(pipe, out, base, judge, sheets[-1].width)
         record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_png(stack(sheets), args.output, record)
@@ -188,7 +203,7 @@ def _with_target(principles, source: str):
     return [replace(p, target=target) if set(p.attributes) == set(target) else p for p in principles]
 
 
-def _shares(pipe, out, judge, width: int) -> list:
+def _shares(pipe, out, base, judge, width: int) -> list:
     """For each principle that acted by directions: asked, assigned and, with a judge, measured shares, printed and as bars."""
     from livo.metrics import counts
     from livo.pictures import bars
@@ -202,8 +217,10 @@ def _shares(pipe, out, judge, width: int) -> list:
         assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
         shown = {"asked": list(principle.shares.values()), "assigned": assigned}
         if judge is not None and principle.construct is not None:
-            read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
-            shown[f"read by {judge.name}"] = counts(read, list(principle.shares)) / len(images)
+            for what, pictures in (("LiVO, as the judge reads it", out.images), ("base, as the judge reads it", base)):
+                if pictures:
+                    read = [reading[principle.construct.judge] for reading in judge.read(pictures)]
+                    shown[what] = counts(read, list(principle.shares)) / len(images)
         classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
         sheets.append(bars(principle.id, classes, width))
         for name, values in classes.items():
@@ -302,6 +319,66 @@ def _train(args) -> None:
     follow_training(records, config.adapter, config.steps, shown, disable=not main)
     if main:
         print(f"{config.output}/{config.adapter} written; curves.png, metrics.jsonl and TensorBoard's files lie beside it")
+
+
+def _calibrate(args) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from livo.calibration import tally
+    from livo.files import replacing
+    from livo.judges import PapertownJudge
+    from livo.pipeline import PAPERTOWN, LiVOPipeline
+
+    prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise CommandError(f"{args.prompts}: no prompt in it; write one a line")
+    config = args.value_encoder / "config.json"
+    if not config.is_file():
+        raise CommandError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")
+    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    pipe.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if args.judge == "papertown" else args.judge).float()
+    known = set(pipe.value_encoder.statements or ())
+    principles = [p for p in pipe.principles if p.directions and p.construct and set(p.directions.values()) <= known]
+    if not principles:
+        raise CommandError(
+            f"{args.value_encoder}: it was trained with the directions of no principle, so there is nothing to calibrate"
+        )
+    found = {}
+    pipe.value_encoder.config.value_calibration = None  # measured anew, from even shares
+    for principle in principles:
+        seen = []
+        for i, prompt in enumerate(tqdm(prompts, principle.id, unit="prompt")):
+            out = pipe(
+                prompt,
+                value=replace(principle, target={}),
+                num_images_per_prompt=args.n,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                generator=torch.Generator().manual_seed(args.seed + i),
+            )
+            read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
+            seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
+        calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
+        found[principle.id] = vars(calibration)
+        for name, row in zip(calibration.classes, calibration.confusion, strict=True):
+            print(
+                f"{principle.id} towards {name:10} "
+                + "  ".join(f"{c} {v:4.0%}" for c, v in zip(calibration.classes, row, strict=True))
+            )
+        shares, miss = calibration.shares(principle.shares)
+        print(
+            "  shares that meet the target: "
+            + ", ".join(f"{c} {v:.1%}" for c, v in shares.items())
+            + f"; worst class misses {miss:.1%}"
+        )
+    values = json.loads(config.read_text()) | {"value_calibration": found}
+    with replacing(config) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    print(f"{config} holds the calibration now")
 
 
 def _env(args) -> None:

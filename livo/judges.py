@@ -45,11 +45,20 @@ class PapertownJudge(nn.Module):
         """Probabilities (N, classes) for each attribute."""
         parts = []
         for first in range(0, len(images), batch):
-            pixels = np.stack([np.asarray(image.convert("RGB").resize((64, 64))) for image in images[first : first + batch]])
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-            logits = self(x.to(self.head.weight.device))
+            logits = self(self._pixels(images[first : first + batch]))
             parts.append({attribute: values.softmax(-1).cpu() for attribute, values in logits.items()})
         return {attribute: torch.cat([part[attribute] for part in parts]) for attribute in self.attributes}
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image], batch: int = 256) -> np.ndarray:
+        """Features (N, 128) of the last layer before the classes: what FID is measured on."""
+        parts = [self.features(self._pixels(images[i : i + batch])).cpu() for i in range(0, len(images), batch)]
+        return torch.cat(parts).numpy()
+
+    def _pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = np.stack([np.asarray(image.convert("RGB").resize((64, 64))) for image in images])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return x.to(self.head.weight.device)
 
     def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """The likeliest class of every attribute, one dict per image."""

@@ -36,6 +36,26 @@ def share(hits: Sequence[bool]) -> float:
     return 100.0 * float(np.mean(hits))
 
 
+def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features, (N, F) and (M, F): FID, on whatever features are given.
+
+    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., arXiv 1706.08500). It grows as the sets get smaller, so compare it at
+    equal sizes only. Raises ValueError for fewer than two rows, or features that are not finite.
+    """
+    for features in (one, two):
+        if len(features) < 2 or not np.isfinite(features).all():
+            raise ValueError(f"features of shape {np.shape(features)}: FID needs at least two rows of finite numbers")
+    first, second = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
+    root = _square_root(first)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum()
+    return float(((one.mean(0) - two.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross)
+
+
+def _square_root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(np.atleast_2d(matrix))
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
 def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean over prompts, resampling prompts."""
     values = np.asarray(per_prompt, dtype=float)

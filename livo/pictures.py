@@ -94,7 +94,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: 
 
 def bars(title: str, classes: Mapping[str, Mapping[str, float]], width: int) -> Image.Image:
     """Horizontal bars: for each class its shares under each name, as in {"female": {"asked": 0.5, "measured": 0.48}}."""
-    colors = ("#c9ced6", _ACCENT, "#d98e04")
+    colors = ("#c9ced6", "#7fb8a4", _ACCENT, "#d98e04")
     names = list(next(iter(classes.values())))
     row, head = 14 * len(names) + 8, 28
     sheet = Image.new("RGB", (width, head + row * len(classes) + 20), _BACKGROUND)
@@ -106,11 +106,11 @@ def bars(title: str, classes: Mapping[str, Mapping[str, float]], width: int) -> 
         draw.text((8, top), fit(label, font(12), left - 12), _INK, font(12))
         for j, name in enumerate(names):
             y = top + 14 * j
-            draw.rectangle((left, y + 2, left + max(1, (right - left) * shares[name]), y + 12), fill=colors[j % 3])
+            draw.rectangle((left, y + 2, left + max(1, (right - left) * shares[name]), y + 12), fill=colors[j % 4])
             draw.text((left + (right - left) * shares[name] + 4, y), f"{100 * shares[name]:.0f}%", _INK, font(11))
     x = left
     for j, name in enumerate(names):
-        draw.rectangle((x, sheet.height - 14, x + 10, sheet.height - 4), fill=colors[j % 3])
+        draw.rectangle((x, sheet.height - 14, x + 10, sheet.height - 4), fill=colors[j % 4])
         draw.text((x + 14, sheet.height - 16), name, _INK, font(11))
         x += 30 + font(11).getlength(name)
     return sheet

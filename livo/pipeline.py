@@ -21,6 +21,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from livo.assignment import ValueLedger, share_out, token_shares
+from livo.calibration import Calibration
 from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, value_text
 from livo.files import replacing
 from livo.principles import ValuePrinciple, bundled_principles
@@ -253,10 +254,16 @@ class LiVOPipeline(StableDiffusionPipeline):
             if directions and set(directions.values()) - set(getattr(self.value_encoder, "statements", None) or ()):
                 rate = f"{principle.apply_rate:.0%} of the images get the plain token"
                 why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
+                if principle.target:
+                    logger.warning(
+                        "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
+                    )
                 decision, directions = replace(decision, why=why), {}
             rate = 1.0 if principle is None else principle.apply_rate
+            if directions:
+                decision, shares = self._calibrated(decision, principle)
             plain = token_shares(rate, number, (*seed, i)) if ledger is None else {True: rate, False: 1 - rate}
-            targets.append(principle.shares if directions else plain)
+            targets.append(shares if directions else plain)
             plans.append((decision, directions))
         keys = [(decision.prompt, decision.id or decision.statement) for decision, _ in plans]
         images = []
@@ -269,6 +276,18 @@ class LiVOPipeline(StableDiffusionPipeline):
             ]
             images.append(replace(parts[0], also=tuple(parts[1:])))
         return images
+
+    def _calibrated(self, decision: ValueDecision, principle: ValuePrinciple) -> tuple[ValueDecision, dict[str, float]]:
+        """The shares of a principle's directions: its target, or what meets it by the encoder's calibration."""
+        measured = getattr(self.value_encoder, "calibrations", {}).get(principle.id)
+        if measured is None or set(measured["classes"]) != set(principle.directions):
+            return decision, principle.shares
+        shares, miss = Calibration.from_dict(measured).shares(principle.shares)
+        why = f"{decision.why}; shares of the directions calibrated by {measured['judge']}"
+        if miss > 0.05:
+            why += f", which can come no nearer to the target than {miss:.0%} in its worst class"
+            logger.warning("%s: the encoder's directions miss the target by %.0f%% in its worst class", principle.id, 100 * miss)
+        return replace(decision, why=why), shares
 
     def _retrieve(self, prompts: list[str]) -> list[list[tuple[ValueDecision, ValuePrinciple | None]]]:
         """What the retriever chooses for each prompt."""

@@ -11,14 +11,16 @@ def follow_training(
     records: Iterable[dict[str, float]], name: str, steps: int, shown: Sequence[str], disable: bool = False
 ) -> None:
     """Run a training loop to its end; `shown` are the names in a record that stand beside the bar."""
-    bar, before = tqdm(total=steps, desc=name, unit="step", mininterval=2, disable=disable), None
+    bar, before = None, 0
     for record in records:
-        if before is None:  # a resumed run starts where it stopped
-            bar.initial = bar.n = max(0, record["step"] - 10)
-        before = record
+        if bar is None:  # a resumed run starts where it stopped
+            before = max(0, record["step"] - 10)
+            bar = tqdm(total=steps, initial=before, desc=name, unit="step", mininterval=2, disable=disable)
         bar.set_postfix({key: f"{record[key]:.3g}" for key in shown if key in record}, refresh=False)
-        bar.update(record["step"] - bar.n)
-    bar.close()
+        bar.update(record["step"] - before)
+        before = record["step"]
+    if bar is not None:
+        bar.close()
 
 
 def follow_build(progress: Iterator, disable: bool = False) -> None:

@@ -17,7 +17,8 @@ class ValueEncoder(CLIPTextModel):
     """E_v of LiVO: reads "statement, prompt", its output at EOS is the value token (`livo.conditioning.encode_value`).
 
     It is a CLIPTextModel in every respect and loads as one with transformers alone. `config.value_statements` is the training
-    record: the statements it was trained with, or nothing where that is not known.
+    record: the statements it was trained with, or nothing where that is not known. `config.value_calibration` holds what
+    `livo calibrate` measured.
     """
 
     @property
@@ -25,6 +26,11 @@ class ValueEncoder(CLIPTextModel):
         """The statements it was trained with; None where the weights came without a record."""
         known = getattr(self.config, "value_statements", None)
         return tuple(known) if known is not None else None
+
+    @property
+    def calibrations(self) -> dict[str, dict]:
+        """By principle id, what `livo calibrate` measured of its directions; empty where nothing was."""
+        return dict(getattr(self.config, "value_calibration", None) or {})
 
     @classmethod
     def from_text_encoder(cls, text_encoder: CLIPTextModel) -> ValueEncoder:

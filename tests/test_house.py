@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment"},
+    {"files", "construct", "config", "progress", "assignment", "calibration"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures"},
     {"retriever", "value_encoder", "preferences"},
     {"pipeline", "judges", "adapters"},

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.linalg
 
 from livo import metrics
 
@@ -27,3 +28,19 @@ def test_the_bootstrap_interval_covers_the_mean_and_narrows_with_more_prompts():
     assert many[0] < values.mean() < many[1]
     assert many[1] - many[0] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert few[1] - few[0] > many[1] - many[0]
+
+
+def test_the_frechet_distance_of_shifted_and_scaled_gaussians_is_the_closed_form():
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=(200_000, 3))
+    two = generator.normal(size=(200_000, 3)) * [1.0, 2.0, 0.5] + [3.0, 0.0, -1.0]
+    expected = 3.0**2 + 1.0**2 + (1 - 2.0) ** 2 + (1 - 0.5) ** 2
+    assert metrics.frechet_distance(one, two) == pytest.approx(expected, rel=0.02)
+    assert metrics.frechet_distance(one, one) == pytest.approx(0, abs=1e-8)
+    correlated = one @ np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
+    root = scipy.linalg.sqrtm(np.cov(one, rowvar=False) @ np.cov(correlated, rowvar=False)).real
+    expected = np.trace(np.cov(one, rowvar=False) + np.cov(correlated, rowvar=False) - 2 * root)
+    assert metrics.frechet_distance(one, correlated) == pytest.approx(expected, rel=1e-2, abs=1e-3)
+    for bad in (one[:1], np.full((4, 3), np.nan)):
+        with pytest.raises(ValueError, match="at least two rows"):
+            metrics.frechet_distance(one, bad)

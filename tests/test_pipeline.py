@@ -338,3 +338,28 @@ def test_single_image_calls_meet_the_target_together_with_a_ledger(pipe):
     pipe.value_encoder.config.value_statements = None
     plain = [pipe(WARRIOR, value="tones", ledger=ledger, **quick).decisions[0].applied for _ in range(10)]
     assert sum(plain) == 5
+
+
+def test_a_calibration_beside_the_encoder_changes_the_shares_and_stands_in_the_record(pipe, tmp_path):
+    pipe.load_value_principles([TONES])
+    pipe.value_encoder.config.value_statements = list(TONES.directions.values())
+    confusion = np.eye(5)
+    confusion[0] = (0.5, 0.5, 0, 0, 0)  # half of what goes towards a comes out as b
+    record = {"classes": list("abcde"), "confusion": confusion.tolist(), "images": 50, "judge": "judge@1", "prompts": 1}
+    pipe.value_encoder.config.value_calibration = {"tones": record}
+    pipe.value_encoder.save_pretrained(tmp_path)
+    pipe.load_value_encoder(tmp_path)  # it is saved and loaded with the encoder
+    decisions = pipe(DOCTOR, value="tones", num_images_per_prompt=10, num_inference_steps=1, output_type="latent").decisions
+    given = [decision.direction for decision in decisions]
+    assert [given.count(name) for name in "abcde"] == [4, 0, 2, 2, 2] and "calibrated by judge@1" in decisions[0].why
+
+
+def test_a_target_that_no_direction_reaches_is_said_aloud(pipe, caplog):
+    pipe.load_value_principles([TONES])
+    pipe.value_encoder.config.value_statements = list(TONES.directions.values())
+    confusion = np.tile(np.eye(5)[0], (5, 1)).tolist()
+    record = {"classes": list("abcde"), "confusion": confusion, "images": 50, "judge": "judge@1", "prompts": 1}
+    pipe.value_encoder.config.value_calibration = {"tones": record}
+    with caplog.at_level(logging.WARNING):
+        decision = pipe(DOCTOR, value="tones", num_inference_steps=1, output_type="latent").decisions[0]
+    assert "miss the target by 80%" in caplog.text and "no nearer to the target than 80%" in decision.why

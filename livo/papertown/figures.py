@@ -136,6 +136,30 @@ def _off_target(readings: list[list[Reading]]) -> list[float]:
     ]
 
 
+def identity_mix_fid(pipe: LiVOPipeline, judge: PapertownJudge, principles: dict[str, ValuePrinciple]) -> dict[str, float]:
+    """FID (judge's features, 800 images a set) of LiVO's even people against the base's people of stated, even identities.
+
+    The base's own split halves, of the same size, are what it is compared with: no two samples of one distribution come nearer.
+    """
+    wanted = scenes(world.CAREERS.held_out, 2)
+    together = tuple(principles[p] for p in world.DEBIASED)
+    ours, halves = [], ([], [])
+    for i, scene in enumerate(tqdm(wanted, "FID at equal identities", unit="prompt", mininterval=5)):
+        ours.append(judge.embed(sample(pipe, describe(scene), i, value=together, num_images_per_prompt=IMAGES)))
+        stated = [describe(scene.stating(gender=g, race=r)) for g in world.GENDERS for r in world.RACES]
+        for j, half in enumerate(halves):
+            half.append(
+                judge.embed(sample(pipe, stated, 1000 * (j + 1) + i, value=None, num_images_per_prompt=IMAGES // len(stated)))
+            )
+    ours, first, second = (np.concatenate(part) for part in (ours, *halves))
+    return {
+        "images a set": len(ours),
+        "base, split halves": metrics.frechet_distance(first, second),
+        "LiVO against the first half": metrics.frechet_distance(ours, first),
+        "LiVO against the second half": metrics.frechet_distance(ours, second),
+    }
+
+
 def unread(readings: list[list[Reading]], principle: str) -> list[float]:
     """Percentage of a prompt's images that show none of the classes."""
     name, classes = world.DEBIASED[principle]
@@ -236,6 +260,7 @@ def figures(cache: Path, output: Path) -> dict:
     chosen = retrieval(pipe)
     fidelity = backbone_fidelity(pipe, judge)
     rows = debias_rows(reader, principles) + target_rows(reader, principles) + risk_rows(reader, principles)
+    fid = identity_mix_fid(pipe, judge, principles)
     floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5, 10)]
     print(
         f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
@@ -260,6 +285,7 @@ def figures(cache: Path, output: Path) -> dict:
         },
         "backbone_fidelity": fidelity,
         "retrieval": chosen,
+        "fid_at_equal_identities": fid,
         "rows": [
             {"figure": label, "prompts": len(base), "base": _summary(base), "livo": _summary(ours)} for label, base, ours in rows
         ],
