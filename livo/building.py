@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -86,7 +86,7 @@ def jobs(principles: Sequence[ValuePrinciple], options: Options) -> list[Job]:
         if principle.construct is None:
             raise PreferenceError(f"principle {principle.id} has no construct section, so nothing says how its images are made")
         found.append(Job(principle, principle.id, principle.construct.pairs))
-        if principle.directions and not options.populations:
+        if principle.directions:
             count = principle.construct.direction_pairs * len(principle.directions)
             found.append(Job(principle, f"{principle.id}.directions", count, directions=True))
     return found
@@ -217,7 +217,7 @@ class _Builder:
                 pair += 1
             yield wanted
 
-    def _pair(self, rng, pair: int, used: Counter, census: dict[str, str]) -> list[Wanted]:
+    def _pair(self, rng, number: int, used: Counter, census: dict[str, str]) -> list[Wanted]:
         principle, construct = self.principle, self.principle.construct
         template = _pick(rng, construct.prompts)
         words = {name: _pick(rng, choices) for name, choices in construct.fill.items()}
@@ -226,7 +226,7 @@ class _Builder:
         prompt = fill(template, words)
         also = {name: read for name, text in construct.also.items() if (read := fill(text, words))}
         subject = next((text for t in construct.scene if (text := fill(t, words))), prompt)
-        common = {"prompt": prompt, "pair": pair, "subject": subject, "value": principle.statement}
+        common = {"prompt": prompt, "pair": number, "subject": subject, "value": principle.statement}
         classes = list(principle.attributes)
         if principle.kind == "detoxify":
             yes, no = classes[:2]
@@ -236,23 +236,19 @@ class _Builder:
                 Wanted(prompt, 0, also | {construct.judge: yes}, **common),
             ]
         order = rng.permutation(classes).tolist()
-        if self.options.populations:
-            kind = min(order, key=lambda c: (used[subject, c], used[c]))
-            other = Wanted(prompt, 0, also, **common)
-        elif self.job.directions:
-            kind = min(order, key=lambda c: (used[subject, c], used[c]))
-            rest = next(c for c in order if c != kind)
-            common["value"] = principle.directions[kind]
-            other = Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)
-        else:
-            most = self._most(subject, template, words, census)
-            kind = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
-            text = fill(template, words | {ATTRIBUTE: most})
-            other = Wanted(text, 0, also | {construct.judge: most}, **common)
+        even = self.job.directions or self.options.populations
+        most = None if even else self._most(subject, template, words, census)
+        kind = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
         used[subject, kind] += 1
         used[kind] += 1
-        text = fill(template, words | {ATTRIBUTE: kind})
-        return [Wanted(text, 1, also | {construct.judge: kind}, kind=kind, **common), other]
+        if self.job.directions:
+            common["value"] = principle.directions[kind]
+        aligned = fill(template, words | {ATTRIBUTE: kind})
+        pair = [Wanted(aligned, 1, also | {construct.judge: kind}, kind=kind, **common)]
+        if self.options.populations:
+            return [*pair, Wanted(prompt, 0, also, **common)]
+        rest = most or next(c for c in order if c != kind)
+        return [*pair, Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)]
 
     def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str]) -> str:
         """The class that the backbone draws most for the subject when none is stated: measured once, kept in a file."""
