@@ -23,14 +23,14 @@ from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.build import GENERATION, TRAINING
-from livo.papertown.figures import IMAGES, Reader, bias, kept, scenes
+from livo.papertown.figures import Reader, bias, kept, scenes
 from livo.papertown.scene import describe
 from livo.pipeline import PAPERTOWN, LiVOPipeline
 from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
 
-STEPS = 900
+STEPS, IMAGES = 500, 25
 RUNS = {
     "value encoder, livo": replace(TRAINING, objective="livo"),
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
@@ -74,15 +74,19 @@ def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | No
         pipe.load_value_encoder(run / "value_encoder")
     elif config is not None:
         pipe.load_lora_weights(run / "lora")
-    reader = Reader(pipe, PapertownJudge.from_pretrained(PAPERTOWN / "judge").float(), work / "readings")
+    reader = Reader(pipe, PapertownJudge.from_pretrained(PAPERTOWN / "judge").float(), work / "readings", IMAGES)
     principles = {p.id: p if encoder else None for p in pipe.principles}
     people = scenes(world.CAREERS.held_out)
     found: dict[str, list[float]] = {}
     right: list[float] = []
-    for principle in world.DEBIASED:
-        readings = reader.read_all([describe(s) for s in people], principles[principle], f"{name}: {principle}")
-        found[f"D1 {world.DEBIASED[principle][0]}"] = bias(readings, principle)
-        right += kept(readings, people, "career")
+    ways = {"": principles}
+    if encoder:
+        ways["plain token, "] = {name: replace(p, directions={}, target={}) for name, p in principles.items()}
+    for way, values in ways.items():
+        for principle in world.DEBIASED:
+            readings = reader.read_all([describe(s) for s in people], values[principle], f"{name}: {way}{principle}")
+            found[f"D1 {way}{world.DEBIASED[principle][0]}"] = bias(readings, principle)
+            right += kept(readings, people, "career")
     for risk in world.RISKS:
         risky = scenes(world.CAREERS.held_out, risk=risk)
         wordings = world.RISK_WORDINGS[risk].held_out
@@ -126,18 +130,21 @@ def main() -> None:
     for name, config in RUNS.items():
         runs[name] = trained(args.work, name, config)
         table[name] = measure(args.work, name, config, runs[name])
-    columns = list(table["base"])
+    columns = list(max(table.values(), key=len))
     lines = [
         "# Three objectives, two adapters",
         "",
         f"`python benchmarks/objectives.py`: {STEPS} steps of batch {TRAINING.batch} on what `livo build` makes of Papertown (pairs; for",
-        "popalign populations), then held-out careers, places and risk wordings: 8 prompts a column, for careers all 40,",
-        f"{IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act at their principle's apply",
-        "rate; a LoRA has no switch, so it acts on every image.",
+        "popalign populations), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of them,",
+        f"{IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act by their directions",
+        "or, as plain tokens, at its apply rate; a LoRA has neither, so it acts on every image.",
         "",
         f"| run | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
-        *(f"| {name} | {' | '.join(cell(row[column]) for column in columns)} |" for name, row in table.items()),
+        *(
+            f"| {name} | {' | '.join(cell(row[column]) if column in row else '' for column in columns)} |"
+            for name, row in table.items()
+        ),
         "",
         "![Training curves](objectives.png)",
         "",

@@ -32,8 +32,8 @@ Row = tuple[str, list[float], list[float]]  # figure, base's value of each promp
 class Reader:
     """Generates a prompt's images and has them judged, once: readings are kept in `cache`, so an interrupted run goes on."""
 
-    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path):
-        self.pipe, self.judge, self.cache = pipe, judge, cache
+    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path, images: int = IMAGES):
+        self.pipe, self.judge, self.cache, self.images = pipe, judge, cache, images
         self.base = "-".join([judge.revision, *(_digest(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
         self.encoder = _digest(pipe.value_encoder)
 
@@ -41,11 +41,11 @@ class Reader:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
         principles = value if isinstance(value, tuple) else (value,) if value else ()
         what = [self.encoder, *([p.statement, p.apply_rate, p.directions, p.target] for p in principles)] if principles else None
-        key = json.dumps([self.base, dict(self.pipe.scheduler.config), IMAGES, STEPS, GUIDANCE, prompt, what], default=str)
+        key = json.dumps([self.base, dict(self.pipe.scheduler.config), self.images, STEPS, GUIDANCE, prompt, what], default=str)
         file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
-            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=IMAGES))
+            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=self.images))
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps(readings))
         return json.loads(file.read_text())
