@@ -52,6 +52,9 @@ class _Adapter:
     def __init__(self, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, resolution: int):
         self.pipe, self.unet, self.resolution = pipe, pipe.unet.requires_grad_(False), resolution
 
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f"{m}.{n}", p) for m, module in self.modules.items() for n, p in module.named_parameters() if p.requires_grad]
+
     def _call(self, noisy, t, embeds: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
         extra = {}
         if pooled is not None:

@@ -29,7 +29,18 @@ CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
 GENERATION = building.Options(batch=64, guidance=5.0, bf16=True)
 TRAINING = TrainingConfig(
-    data="-", output="-", beta=100.0, alpha=50.0, gamma_1=8.0, gamma_2=0.1, steps=1500, batch=16, lr=4e-4, mixed_precision="bf16"
+    data="-",
+    output="-",
+    beta=100.0,
+    alpha=50.0,
+    gamma_1=5.0,
+    gamma_2=0.5,
+    steps=1500,
+    batch=16,
+    lr=4e-4,
+    mixed_precision="bf16",
+    freeze_embeddings=True,
+    interpolate=0.9,
 )
 
 
