@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-all papertown figures lint
 
 demo: .venv/installed
-	$(BIN)/livo generate "a photo of a doctor" "a photo of a nurse at a castle" "a bloody warrior" "a red scarf on a beach" -n 10 --compare -o demo.png
+	$(BIN)/livo generate "a photo of a doctor" "a bloody warrior" "a red scarf on a beach" -n 20 --compare -o demo.png
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ _HOMES = {
     "LiVOPipeline": "livo.pipeline",
     "ValueDecision": "livo.retriever",
     "ValueEncoder": "livo.value_encoder",
+    "ValueLedger": "livo.assignment",
     "ValuePrinciple": "livo.principles",
     "ValueRetriever": "livo.retriever",
     "load_principles": "livo.principles",

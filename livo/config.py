@@ -39,9 +39,7 @@ class TrainingConfig:
     weight_decay: float = option(0.01, "AdamW's")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last ones")
-    interpolate: float = option(
-        1.0, "share of the way from where training started to its end that is saved; below 1 keeps unseen words safer"
-    )
+    interpolate: float = option(1.0, "share of the way from start to end of training that is saved; below 1 spares unseen words")
     optimizer: str = option("adamw", "adamw_8bit needs bitsandbytes", choices=OPTIMIZERS)
     lora_rank: int = option(4, "rank of the LoRA")
     freeze_embeddings: bool = option(

@@ -90,3 +90,33 @@ def test_a_principle_is_built_checked_and_trained_from_the_command_line(tmp_path
     next(data.glob("rounds/*/*/*.png")).unlink()
     assert main(["build", "--check", str(data)]) == 2
     assert "no such file" in capsys.readouterr().out
+
+
+def test_a_target_is_asked_assigned_measured_and_drawn(tmp_path, capsys):
+    census = tmp_path / "census.yaml"
+    census.write_text("here: {male: 0.25, female: 0.75}\n")
+    common = ["generate", "a photo of a doctor", "-n", "4", "--steps", "2", "--value", "gender_equality"]
+    plain, output = tmp_path / "plain.png", tmp_path / "target.png"
+    assert main([*common, "-o", str(plain)]) == 0
+    assert main([*common, "--target", f"{census}#here", "--compare", "-o", str(output)]) == 0
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert [row["direction"] for row in record].count("female") == 3
+    printed = capsys.readouterr().out
+    assert "asked  75%" in printed and "assigned  75%" in printed and "as the judge reads it" in printed
+    census.write_text("{cats: 0.5, dogs: 0.5}\n")
+    assert main([*common, "--target", str(census), "-o", str(output)]) == 2
+    assert "no principle has the classes cats, dogs" in capsys.readouterr().err
+
+
+def test_calibration_is_measured_and_saved_with_the_encoder(tmp_path, capsys):
+    from livo import LiVOPipeline
+
+    encoder, prompts = tmp_path / "encoder", tmp_path / "prompts.txt"
+    LiVOPipeline.from_pretrained("papertown").value_encoder.save_pretrained(encoder)
+    prompts.write_text("a photo of a doctor\n\n")
+    assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "-n", "10", "--steps", "8"]) == 0
+    saved = json.loads((encoder / "config.json").read_text())["value_calibration"]["gender_equality"]
+    assert saved["classes"] == ["male", "female"] and saved["images"] == 10 and "shares that meet" in capsys.readouterr().out
+    prompts.write_text("\n")
+    assert main(["calibrate", str(prompts), "--value-encoder", str(encoder)]) == 2
+    assert "no prompt in it" in capsys.readouterr().err
