@@ -6,6 +6,7 @@ from livo.papertown import corpus, judging, world
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipeline import PAPERTOWN
+from livo.principles import bundled_principles, load_principles
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,19 @@ def test_the_weights_are_safetensors_and_small():
     files = [file for file in PAPERTOWN.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
+
+
+def test_preference_data_are_worded_with_the_training_halves_alone():
+    held_out = [*world.CAREERS.held_out, *world.PLACES.held_out, *world.GOODNESS.held_out, *world.BADNESS.held_out]
+    held_out += [wording.format("") for split in world.RISK_WORDINGS.values() for wording in split.held_out]
+    held_out += [template.format("") for template in world.TEMPLATES.held_out]
+    for principle in load_principles(bundled_principles()):
+        construct = principle.construct
+        words = {word for choices in construct.fill.values() for word in choices}
+        text = " | ".join([*words, *construct.prompts, construct.aligned or ""]).replace("{career}", "")
+        assert not [word for word in held_out if f" {word.strip()} " in f" {text} "]
+        assert set(construct.fill["career"]) <= set(world.CAREERS.train)
+        assert set(construct.fill["place"]) <= {"", *world.PLACES.train}
 
 
 @pytest.mark.slow

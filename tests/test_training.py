@@ -172,6 +172,19 @@ def test_frozen_embeddings_stay_and_the_layers_learn(config):
     assert moved and not any("embedding" in key for key in moved) and len(moved) > len(start) // 2
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(config, tmp_path):
+    plain = [r["loss"] for r in train(config)]
+    saving = [r["loss"] for r in train(replace(config, gradient_checkpointing=True, output=str(tmp_path / "saving")))]
+    assert saving == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["value_encoder", "lora"])
+def test_a_half_precision_backbone_trains_an_adapter_in_full_precision(config, adapter):
+    records = list(train(replace(config, adapter=adapter, backbone_dtype="bfloat16", mixed_precision="bf16", min_snr=5.0)))
+    assert np.isfinite([r["loss"] for r in records]).all()
+    assert {value.dtype for value in weights(replace(config, adapter=adapter)).values()} == {torch.float32}
+
+
 def test_the_backbone_is_the_same_before_and_after(config, monkeypatch):
     from livo import training
 
