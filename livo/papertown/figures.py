@@ -82,7 +82,7 @@ def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> l
 
 
 def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
-    """Training careers in held-out places, and held-out careers in held-out places and wordings: directions, and plain tokens."""
+    """Training careers in held-out places; held-out careers in held-out places and wordings, by directions and by plain tokens."""
     rows = []
     held_out = [describe(s, world.TEMPLATES.held_out[i % 3]) for i, s in enumerate(scenes(world.CAREERS.held_out, 2))]
     for split, wanted, prompts in (
@@ -91,8 +91,10 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
     ):
         base = reader.read_all(prompts, None, f"base, {split}")
         for principle in world.DEBIASED:
-            plain = replace(principles[principle], directions={}, target={})
-            for how, value in (("directions", principles[principle]), ("plain token", plain)):
+            ways = {"directions": principles[principle]}
+            if split == "held-out careers":
+                ways["plain token"] = replace(principles[principle], directions={}, target={})
+            for how, value in ways.items():
                 label = f"{principle}, {how}, {split}"
                 ours = reader.read_all(prompts, value, label)
                 rows.append((f"D1 {label}", bias(base, principle), bias(ours, principle)))
