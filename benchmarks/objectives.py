@@ -50,8 +50,8 @@ def data(work: Path, populations: bool) -> Path:
         pipe = LiVOPipeline.from_pretrained("papertown")
         pipe.set_progress_bar_config(disable=True)
         judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
-        building.sweep(folder)
         options = replace(GENERATION, populations=populations)
+        building.prepare(folder, pipe, judge, principles, options)
         follow_build(building.build(pipe, judge, principles, folder, options))
         building.finish(folder, principles, options)
     return folder

@@ -194,6 +194,8 @@ class _Builder:
                     yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
                 if kept >= self.quota:
                     return
+        if pending is not None:
+            kept, images = self._add(pending.result(), kept, images, rejects)
         raise PreferenceError(
             f"{self.job.name}: only {kept} of {self.quota} pairs after {images} images, rejected for {dict(rejects)}; "
             "look at the pictures, reword the construct section, or take a better generator or judge"
@@ -253,8 +255,9 @@ class _Builder:
     def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str]) -> str:
         """The class that the backbone draws most for the subject when none is stated: measured once, kept in a file."""
         if subject not in census:
-            file = self.folder / "census" / self.principle.construct.judge / f"{_key(subject)}.json"
-            if not file.is_file():
+            folder = self.folder / "census" / self.principle.construct.judge
+            measured = sorted(folder.glob(f"{_key(subject)}-*.json"))
+            if not measured:
                 seeds = [int(_key(f"{self.options.seed} {subject} {i}"), 16) for i in range(CENSUS_IMAGES)]
                 images = []
                 for first in range(0, CENSUS_IMAGES, self.options.batch):
@@ -262,9 +265,10 @@ class _Builder:
                     images += self._generate([fill(template, words)] * len(part), part)
                 seen = Counter(reading[self.principle.construct.judge][0] for reading in read(self.judge, images))
                 counts = {c: seen[c] for c in self.principle.attributes}
-                with replacing(file) as temporary:
+                measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # processes that meet here find the same
+                with replacing(measured[0]) as temporary:
                     temporary.write_text(json.dumps({"scene": subject, "counts": counts}, ensure_ascii=False) + "\n")
-            counts = json.loads(file.read_text())["counts"]
+            counts = json.loads(measured[0].read_text())["counts"]
             census[subject] = max(counts, key=counts.__getitem__)
         return census[subject]
 
@@ -331,11 +335,22 @@ def read(judge: Judge, images: Sequence[Image.Image]) -> list[Reading]:
     ]
 
 
+def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Sequence[ValuePrinciple], options: Options) -> None:
+    """Claim the folder and remove what a kill left half-written: for one process to call before any of them builds.
+
+    Raises:
+        PreferenceError: the folder holds data that were made otherwise.
+    """
+    _claim(folder, pipe, judge, jobs(principles, options), options)
+    for leftover in folder.rglob("*.partial"):
+        remove(leftover)
+
+
 # --- the folder ---------------------------------------------------------------------------------------------------------
 
 
 def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> None:
-    """Say in build.json how this folder's images are made, and refuse to add others to them; sweep up after a kill."""
+    """Say in build.json how this folder's images are made, and refuse to add others to them."""
     modules = {
         name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
     }
@@ -359,12 +374,6 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
     else:
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(how, indent=2) + "\n")
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a kill left half-written. For one process to call before any of them builds."""
-    for leftover in folder.rglob("*.partial"):
-        remove(leftover)
 
 
 def _place(folder: Path, principle: str) -> Path:

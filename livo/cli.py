@@ -284,7 +284,7 @@ def _build(args) -> None:
     pipe.set_progress_bar_config(disable=True)
     options = building.Options(args.seed, args.batch, args.steps, args.guidance, args.bf16, args.populations)
     if state.is_main_process:
-        building.sweep(args.output)
+        building.prepare(args.output, pipe, judge, principles, options)
     state.wait_for_everyone()
     jobs = building.build(pipe, judge, principles, args.output, options, rank=state.process_index, world=state.num_processes)
     follow_build(jobs, disable=not state.is_main_process)

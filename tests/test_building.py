@@ -177,7 +177,7 @@ def test_a_build_interrupted_anywhere_ends_as_one_that_was_not(tmp_path):
         jobs.close()
         (folder / "rounds" / "bloody").mkdir(parents=True, exist_ok=True)
         (folder / "rounds" / "bloody" / "000009.partial").mkdir()  # what a kill leaves
-        building.sweep(folder)
+        building.prepare(folder, Generator(), Reader(), (GENDER, BLOODY), SMALL)
         again = Generator()
         run(folder, generator=again)
         assert rows(folder) == rows(tmp_path / "whole")

@@ -113,7 +113,7 @@ def _build_backbone(work: Path, device: str) -> LiVOPipeline:
 def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) -> None:
     principles = load_principles(bundled_principles())
     folder = work / "preferences"
-    building.sweep(folder)
+    building.prepare(folder, pipe, judge, principles, GENERATION)
     follow_build(building.build(pipe, judge, principles, folder, GENERATION))
     building.finish(folder, principles, GENERATION)
 
