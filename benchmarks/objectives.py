@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from livo import building, metrics
 from livo.config import TrainingConfig
+from livo.construct import Construct
 from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import world
@@ -30,23 +31,29 @@ from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
 
-STEPS, IMAGES = 500, 25
+STEPS, IMAGES = 400, 20
 RUNS = {
     "value encoder, livo": replace(TRAINING, objective="livo"),
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
     "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
     "value encoder, diffusion_dpo": replace(TRAINING, objective="diffusion_dpo", beta=100.0),
-    "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8, interpolate=1.0),
+    "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8),
     "LoRA, diffusion_dpo": replace(
         TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8, interpolate=1.0
     ),
 }
 
 
+def _half(construct: Construct) -> Construct:
+    return replace(construct, pairs=construct.pairs // 2, direction_pairs=construct.direction_pairs // 2)
+
+
 def data(work: Path, populations: bool) -> Path:
     folder = work / ("populations" if populations else "pairs")
     if not (folder / "metadata.jsonl").is_file():
         principles = load_principles(bundled_principles())
+        if populations:
+            principles = [replace(p, construct=_half(p.construct)) if p.kind == "debias" else p for p in principles]
         pipe = LiVOPipeline.from_pretrained("papertown")
         pipe.set_progress_bar_config(disable=True)
         judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
@@ -137,7 +144,7 @@ def main() -> None:
         "# Three objectives, two adapters",
         "",
         f"`python benchmarks/objectives.py`: {STEPS} steps of batch {TRAINING.batch} on what `livo build` makes of Papertown (pairs; for",
-        "popalign populations), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of them,",
+        "popalign populations, half as many), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of them,",
         f"{IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act by their directions",
         "or, as plain tokens, at its apply rate; a LoRA has neither, so it acts on every image.",
         "",

@@ -40,7 +40,6 @@ TRAINING = TrainingConfig(
     lr=4e-4,
     mixed_precision="bf16",
     freeze_embeddings=True,
-    interpolate=0.9,
 )
 
 
