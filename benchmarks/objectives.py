@@ -31,7 +31,7 @@ from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
 
-STEPS, IMAGES = 400, 20
+STEPS, IMAGES = 350, 16
 RUNS = {
     "value encoder, livo": replace(TRAINING, objective="livo"),
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
@@ -146,7 +146,7 @@ def main() -> None:
         f"`python benchmarks/objectives.py`: {STEPS} steps of batch {TRAINING.batch} on what `livo build` makes of Papertown (pairs; for",
         "popalign populations, half as many), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of",
         f"them, {IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act by their directions or, as plain",
-        "tokens, at the principle's apply rate; a LoRA has neither, so it acts on every image.",
+        "tokens, at the principle's apply rate. A LoRA has neither: it learns from the plain pairs alone and acts on every image.",
         "",
         f"| run | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",

@@ -86,8 +86,9 @@ class ValueEncoderAdapter(_Adapter):
         self.modules = {"value_encoder": self.encoder}
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:
-        """`texts` are those of `value_text`, fewer than rows where several images share them."""
-        tokens = encode_value(self.encoder, self.pipe.tokenizer, texts).repeat(len(noisy) // len(texts), 1)
+        """`texts` are those of `value_text`, one a row; each is encoded once."""
+        once = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        tokens = encode_value(self.encoder, self.pipe.tokenizer, list(once))[[once[text] for text in texts]]
         return self._call(noisy, t, fuse(tokens, condition.embeds), condition.pooled)
 
     @contextmanager

@@ -138,7 +138,7 @@ def finish(folder: Path, principles: Sequence[ValuePrinciple], options: Options)
         pairs = [pair for file in rounds for pair in _pairs_of(file)]
         kept, twins = _without_twins(folder, pairs)
         kept = _balanced(kept, job.pairs)
-        rows += [row for pair in kept for row in pair]
+        rows += [row | {"direction": job.directions} for pair in kept for row in pair]
         logs = [json.loads((file / "round.json").read_text()) for file in rounds]
         images = sum(log["images"] for log in logs)
         card["principles"][job.name] = {

@@ -46,6 +46,7 @@ class Sample:
     scene: str
     where: str
     principle: str | None = None
+    direction: bool = False  # its value is a direction of the principle
 
 
 @dataclass
@@ -188,7 +189,16 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
     if not file.is_relative_to(manifest.parent.resolve()):
         raise PreferenceError(f"{where}: file_name {row['file_name']!r} leaves its folder; move the image beside its {MANIFEST}")
     scene = row.get("scene") or str(manifest.parent.relative_to(folder))
-    return Sample(row["prompt"], row["value"], int(row["label"]), file, f"{row['value']}/{scene}", where, row.get("principle"))
+    return Sample(
+        row["prompt"],
+        row["value"],
+        int(row["label"]),
+        file,
+        f"{row['value']}/{scene}",
+        where,
+        row.get("principle"),
+        bool(row.get("direction")),
+    )
 
 
 def _without_partners(samples: Iterable[Sample]) -> list[str]:

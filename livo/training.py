@@ -44,6 +44,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     run = Path(config.output)
     _may_start(run, config, resume)
     samples = read(config.data)
+    if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
+        samples = [sample for sample in samples if not sample.direction]
     pipe = load_pipeline(config).to(accelerator.device)
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     adapter = _adapter(config, pipe, resolution, samples)
@@ -213,8 +215,32 @@ def objective_function(config: TrainingConfig, average=None) -> objectives.Objec
     return objectives.mixed((1.0, bounded), (config.popalign_weight, partial(population, beta=config.popalign_beta)))
 
 
+@dataclass
+class _Rows:
+    """Images of a batch, noised, with all that the UNet is told of them; `unconditional` is its prediction where guidance is."""
+
+    noisy: torch.Tensor
+    target: torch.Tensor
+    t: torch.Tensor
+    told: torch.Tensor
+    condition: Condition
+    texts: list[str]
+    unconditional: torch.Tensor | None
+
+    def at(self, rows: torch.Tensor) -> _Rows:
+        texts = [self.texts[i] for i in rows.tolist()]
+        unconditional = None if self.unconditional is None else self.unconditional[rows]
+        tensors = (x[rows] for x in (self.noisy, self.target, self.t, self.told))
+        return _Rows(*tensors, self.condition[rows], texts, unconditional)
+
+
 class Loss:
-    """`optimise`'s loss: errors of the adapter and of the frozen backbone on a batch, through the objective."""
+    """`optimise`'s loss: errors of the adapter and of the frozen backbone on a batch, through the objective.
+
+    A hinge beyond its bound has no gradient, so with LiVO's objective the batch is first looked at without one, and only the images
+    whose hinge still pushes go through the UNet again with one. The mathematics is the same, and a pass without a gradient costs about
+    a quarter of one with (4.3 times as much on the CPU this was measured on), so it pays from a quarter of idle hinges on.
+    """
 
     def __init__(self, config, pipe, adapter, batches: Batches, condition: dict[str, Condition], accelerator: Accelerator):
         self.config, self.adapter, self.batches, self.condition = config, adapter, batches, condition
@@ -224,25 +250,51 @@ class Loss:
         self.objective = objective_function(config, average)
 
     def __call__(self, step: int, micro: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        config, adapter = self.config, self.adapter
         batch = self.batches.at(step, micro, self.noising.steps)
         count = len(batch.prompts)
         t = batch.t.to(self.device)
         noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
-        told = self.noising.timestep(t)
         condition = self._condition(batch.prompts).repeat(2)
-        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)]
-        frozen = adapter.reference(noisy, told, condition)
-        predicted = adapter.predict(noisy, told, condition, texts)
-        drift = squared_error(predicted.detach(), frozen).mean()
-        if config.guidance != 1:
-            empty = adapter.reference(noisy, told, self._condition([""]).repeat(2 * count))
-            frozen, predicted = (empty + config.guidance * (p.float() - empty) for p in (frozen, predicted))
-        weight = self.noising.min_snr(t, config.min_snr) if config.min_snr else 1.0
-        reference, error = weight * squared_error(frozen, target), weight * squared_error(predicted, target)
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)] * 2
+        rows = _Rows(noisy, target, t, self.noising.timestep(t), condition, texts, self._unconditional(noisy, t))
+        frozen = self.adapter.reference(noisy, rows.told, condition)
+        reference = self._error(frozen, rows)
+        if self.config.objective == "livo":
+            with torch.no_grad():
+                predicted = self._predict(rows)
+                error = self._error(predicted, rows)
+                _, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
+            pushing = torch.cat([statistics["winner_active"], statistics["loser_active"]]).nonzero().flatten()
+            if len(pushing):
+                some = rows.at(pushing)
+                error = error.index_copy(0, pushing, self._error(self._predict(some), some))
+            else:  # nothing to learn from, but the caller goes backward all the same
+                error = error + 0.0 * next(p for _, p in self.adapter.trainable()).sum()
+        else:
+            predicted = self._predict(rows)
+            error = self._error(predicted, rows)
         losses, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
-        errors = {"error": error[:count].detach().mean(), "reference_error": reference[:count].mean(), "drift": drift}
+        errors = {
+            "error": error[:count].detach().mean(),
+            "reference_error": reference[:count].mean(),
+            "drift": squared_error(predicted.detach(), frozen).mean(),
+        }
         return losses.mean(), errors | {name: values.mean() for name, values in statistics.items()}
+
+    def _predict(self, rows: _Rows) -> torch.Tensor:
+        return self.adapter.predict(rows.noisy, rows.told, rows.condition, rows.texts)
+
+    def _error(self, predicted: torch.Tensor, rows: _Rows) -> torch.Tensor:
+        if rows.unconditional is not None:
+            predicted = rows.unconditional + self.config.guidance * (predicted.float() - rows.unconditional)
+        weight = self.noising.min_snr(rows.t, self.config.min_snr) if self.config.min_snr else 1.0
+        return weight * squared_error(predicted, rows.target)
+
+    def _unconditional(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor | None:
+        if self.config.guidance == 1:
+            return None
+        empty = self._condition([""]).repeat(len(noisy))
+        return self.adapter.reference(noisy, self.noising.timestep(t), empty).float()
 
     def _condition(self, prompts: Sequence[str]) -> Condition:
         rows = [self.condition[prompt] for prompt in prompts]
@@ -300,7 +352,8 @@ class Log:
         rows = self.rows()
         names = ("loss", "accuracy", "winner_active", "loser_active", "winner_gain", "loser_push", "drift", "grad_norm")
         series = {n: ([r["step"] for r in rows if n in r], [r[n] for r in rows if n in r]) for n in names}
-        curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))
+        if rows:
+            curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))
 
 
 def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path) -> Record:

@@ -150,6 +150,35 @@ def test_the_first_loss_is_the_papers_computed_by_hand(config, tiny_checkpoint):
     assert record["loss"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_images_whose_hinge_is_idle_are_left_out_of_the_gradient_exactly(config, monkeypatch):
+    """Against the whole batch with a gradient: same losses, same gradients, fewer rows."""
+    from livo import training
+
+    made = {}
+    monkeypatch.setattr(training, "optimise", lambda modules, loss, **_: made.update(loss=loss) or iter(()))
+    config = replace(config, batch=12, beta=3000.0, alpha=2000.0, gamma_1=0.5, gamma_2=0.5)
+    next(train(config), None)
+    loss = made["loss"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in loss.adapter.encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    found, rows = {}, []
+    predict = loss._predict
+    monkeypatch.setattr(loss, "_predict", lambda r: rows.append(len(r.texts)) or predict(r))
+    for how in ("livo", "mixed"):  # the mixed objective takes the plain way; its second part is weighed with 0
+        loss.config = replace(config, objective="livo" if how == "livo" else "livo+popalign", popalign_weight=0.0)
+        loss.objective = training.objective_function(loss.config)
+        value, statistics = loss(0, 0)
+        value.backward()
+        gradient = torch.cat([p.grad.flatten().clone() for p in loss.adapter.encoder.parameters() if p.grad is not None])
+        loss.adapter.encoder.zero_grad()
+        found[how] = value.item(), gradient, statistics
+    assert rows[0] == 24 and 0 < rows[1] < 24 and rows[2] == 24
+    assert found["livo"][0] == pytest.approx(found["mixed"][0], rel=1e-4)
+    torch.testing.assert_close(found["livo"][1], found["mixed"][1], rtol=1e-3, atol=1e-4 * float(found["mixed"][1].abs().max()))
+
+
 def test_accumulated_micro_batches_equal_one_large_batch(config, tmp_path):
     one = list(train(config))
     two = list(train(replace(config, batch=2, accumulation=2, output=str(tmp_path / "two"))))
