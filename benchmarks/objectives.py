@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +35,12 @@ STEPS, IMAGES = 350, 16
 RUNS = {
     "value encoder, livo": replace(TRAINING, objective="livo"),
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
-    "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
     "value encoder, diffusion_dpo": replace(TRAINING, objective="diffusion_dpo", beta=100.0),
     "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8),
     "LoRA, diffusion_dpo": replace(
         TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8, interpolate=1.0
     ),
+    "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
 }
 
 
@@ -68,7 +68,11 @@ def trained(work: Path, name: str, config: TrainingConfig) -> Path:
     run = work / "runs" / name.replace(",", "").replace(" ", "-")
     folder = data(work, populations="popalign" in config.objective)
     config = replace(config, data=str(folder), output=str(run), model="papertown", steps=STEPS, guidance=1.0)
-    if not (run / config.adapter).is_dir():
+    if (run / config.adapter).is_dir():
+        before = json.loads((run / config.adapter / "training.json").read_text())["config"]
+        if before != json.loads(json.dumps(asdict(config))):
+            raise SystemExit(f"{run} was trained otherwise: delete it, and it is trained anew")
+    else:
         records = train(config, resume=(run / "config.json").is_file())
         follow_training(records, name, STEPS, ("loss", "accuracy", "winner_gain", "loser_push"))
     return run
@@ -139,6 +143,12 @@ def main() -> None:
     for name, config in RUNS.items():
         runs[name] = trained(args.work, name, config)
         table[name] = measure(args.work, name, config, runs[name])
+        write(table, runs, args.docs)
+    print((args.docs / "objectives.md").read_text())
+
+
+def write(table: dict[str, dict[str, list[float]]], runs: dict[str, Path], docs: Path) -> None:
+    """The report so far: of the runs that have come to their end."""
     columns = list(max(table.values(), key=len))
     lines = [
         "# Three objectives, two adapters",
@@ -150,18 +160,14 @@ def main() -> None:
         "",
         f"| run | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
-        *(
-            f"| {name} | {' | '.join(cell(row[column]) if column in row else '' for column in columns)} |"
-            for name, row in table.items()
-        ),
+        *(f"| {name} | {' | '.join(cell(row[c]) if c in row else '' for c in columns)} |" for name, row in table.items()),
         "",
         "![Training curves](objectives.png)",
         "",
     ]
-    with replacing(args.docs / "objectives.md") as temporary:
+    with replacing(docs / "objectives.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
-    draw(runs, args.docs / "objectives.png")
-    print("\n".join(lines))
+    draw(runs, docs / "objectives.png")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def share_out(
 
     The counts of every target are exact by largest remainder; within each class of one target the classes of the next come out as
     even as whole images allow, so that none goes with another. `seed` breaks ties and gives the order. With a `ledger`, `keys` name
-    the targets in it, and the counts make up for what earlier calls were given.
+    the targets in it, and the counts make up for what was added to it before; adding these rows is the caller's.
     """
     rng = np.random.default_rng(seed)
     rows: list[tuple] = [()] * number
@@ -62,8 +62,6 @@ def share_out(
         for image, k in zip(order, _spread(counts, rng), strict=True):
             rows[image] += (names[k],)
             ranks[image] += (int(k),)
-        if ledger is not None:
-            ledger.add(keys[i], [row[i] for row in rows])
     return [rows[image] for image in rng.permutation(number)]
 
 

@@ -120,6 +120,8 @@ def build(
     Raises:
         PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
     """
+    if options.batch < 2:
+        raise PreferenceError(f"batch is {options.batch}: a pair is made together, so give at least 2")
     for principle in principles:
         missing = {principle.construct.judge, *principle.construct.also} - set(judge.attributes)
         if missing:
@@ -179,7 +181,7 @@ class _Builder:
         plans = self._plans()
         pending: Future | None = None
         with ThreadPoolExecutor(1) as pool:  # judging and writing run beside the generator, which is the bottleneck
-            for number in range(limit // self.options.batch + 1):
+            for number in range(max(limit // self.options.batch + 1, self.world)):
                 wanted = next(plans)
                 if number % self.world != self.rank or number in finished:
                     continue

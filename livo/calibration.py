@@ -31,15 +31,19 @@ class Calibration:
     def shares(self, target: Mapping[str, float]) -> tuple[dict[str, float], float]:
         """Shares of directions whose images come nearest to `target`, and the largest miss of a class that remains.
 
-        Least squares under non-negativity and a sum of 1 (which is weighed so heavily that it holds).
+        Least squares under non-negativity and a sum of 1 (which is weighed so heavily that it holds), over the images that show
+        one of the classes; a direction with many that show none is given more.
         """
         wanted = np.array([target[name] for name in self.classes])
         confusion = np.array(self.confusion)
-        confusion = confusion / confusion.sum(axis=1, keepdims=True)
+        readable = confusion.sum(axis=1)
+        confusion = confusion / readable[:, None]
         heavy = 1e3
-        solution, _ = nnls(np.vstack([confusion.T, heavy * np.ones(len(wanted))]), np.append(wanted, heavy))
+        seen, _ = nnls(np.vstack([confusion.T, heavy * np.ones(len(wanted))]), np.append(wanted, heavy))
+        seen /= seen.sum()
+        miss = float(np.abs(confusion.T @ seen - wanted).max())
+        solution = seen / readable
         solution /= solution.sum()
-        miss = float(np.abs(confusion.T @ solution - wanted).max())
         return dict(zip(self.classes, solution.tolist(), strict=True)), miss
 
 

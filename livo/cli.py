@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--check", type=Path, metavar="FOLDER", help="validate and summarise a folder, and build nothing")
     sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
     sub.add_argument("--only", nargs="+", metavar="ID", help="these principles alone")
-    sub.add_argument("--pairs", type=_positive, help="pairs for each principle (default: as its construct section says)")
+    sub.add_argument(
+        "--pairs", type=_positive, help="pairs for each statement and direction (default: as the construct section says)"
+    )
     sub.add_argument(
         "--populations", action="store_true", help="PopAlign's diverse and neutral sets in place of the debias principles' pairs"
     )
@@ -154,6 +156,11 @@ def _generate(args) -> None:
     pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     if args.target:
         pipe.load_value_principles(_with_target(pipe.principles, args.target))
+        known = set(getattr(pipe.value_encoder, "statements", None) or ())
+        if not any(p.target and set(p.directions.values()) <= known for p in pipe.principles):
+            raise CommandError(
+                f"--target {args.target}: the value encoder was not trained with directions, so no target can be met"
+            )
     if torch.cuda.is_available():
         pipe.to("cuda")
     value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
@@ -276,7 +283,8 @@ def _build(args) -> None:
     principles = load_principles(args.principles or bundled_principles())
     principles = _chosen(principles, args.only)
     if args.pairs:
-        principles = [replace(p, construct=p.construct and replace(p.construct, pairs=args.pairs)) for p in principles]
+        counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
+        principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
     state = PartialState(cpu=not torch.cuda.is_available())
     judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if args.judge == "papertown" else args.judge)
     judge = judge.float().to(state.device)
@@ -290,9 +298,13 @@ def _build(args) -> None:
     follow_build(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        print(
-            f"{building.finish(args.output, principles, options)} written; look at the contact sheets and data_card.json beside it"
-        )
+        manifest = building.finish(args.output, principles, options)
+        card = json.loads(manifest.with_name("data_card.json").read_text())["principles"]
+        for name, job in card.items():
+            print(
+                f"{name:28} {job['pairs']} of {job['asked']} pairs, {job['near_duplicate_pairs_dropped']} near-duplicates dropped"
+            )
+        print(f"{manifest} written; look at the contact sheets and data_card.json beside it")
 
 
 def _chosen(principles, ids):
@@ -363,7 +375,8 @@ def _calibrate(args) -> None:
             read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
             seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
         calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
-        found[principle.id] = vars(calibration)
+        settings = {"model": args.model, "steps": args.steps, "guidance": args.guidance, "seed": args.seed, "n": args.n}
+        found[principle.id] = vars(calibration) | {"settings": settings}
         for name, row in zip(calibration.classes, calibration.confusion, strict=True):
             print(
                 f"{principle.id} towards {name:10} "
@@ -375,7 +388,8 @@ def _calibrate(args) -> None:
             + ", ".join(f"{c} {v:.1%}" for c, v in shares.items())
             + f"; worst class misses {miss:.1%}"
         )
-    values = json.loads(config.read_text()) | {"value_calibration": found}
+    values = json.loads(config.read_text())
+    values["value_calibration"] = (values.get("value_calibration") or {}) | found
     with replacing(config) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
     print(f"{config} holds the calibration now")

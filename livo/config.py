@@ -72,6 +72,10 @@ class TrainingConfig:
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.save_every % self.log_every:
+            raise ValueError(f"save_every is {self.save_every}: make it a multiple of log_every, {self.log_every}")
+        if self.backbone_dtype == "float16" and self.mixed_precision == "no":
+            raise ValueError("backbone_dtype is float16: gradients through it need mixed_precision fp16 (scaled) or bf16")
         for name in ("lr", "guidance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 
+_ARTICLE = "\u0001"  # marks an article that is still to agree
 ATTRIBUTE = "attribute"  # the field that stands for a class of a debias principle
 
 
@@ -59,13 +60,15 @@ class Construct:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"construct's {name} is {count!r}: give a number of at least 1")
         aligned, scene = data.get("aligned"), data.get("scene") or ()
-        scene = (scene,) if isinstance(scene, str) else tuple(scene)
+        scene = tuple(scene) if isinstance(scene, (list, tuple)) else (scene,)
         if (aligned is None) != (kind == "debias"):
             raise ValueError(
                 "construct has `aligned`, but a debias principle's images differ in {attribute}: leave it out"
                 if aligned is not None
                 else "construct has no `aligned`: give the template of the harmless image"
             )
+        if not all(isinstance(text, str) for text in (*scene, *([aligned] if aligned is not None else []))):
+            raise ValueError(f"construct's aligned is {aligned!r} and its scene {scene!r}: give templates")
         allowed = {*fill, ATTRIBUTE} if kind == "debias" else set(fill)
         for template in (*prompts, *also.values(), *scene, *([aligned] if aligned else [])):
             for name in template_fields(template):
@@ -78,10 +81,10 @@ class Construct:
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:
-    """The template with its fields replaced (missing ones left out), spaces and the articles a and an put right."""
-    text = Formatter().vformat(template, (), _Missing(words))
+    """The template with its fields replaced (missing ones left out); an article before a field is made to agree with what fills it."""
+    text = Formatter().vformat(re.sub(r"\b([Aa])n? (?={)", rf"\1{_ARTICLE} ", template), (), _Missing(words))
     text = " ".join(text.split())
-    return re.sub(r"\b([Aa])n? (?=(\w))", lambda m: f"{m[1]}{'n' if m[2].lower() in 'aeiou' else ''} ", text)
+    return re.sub(rf"{_ARTICLE} (?=(\w?))", lambda m: f"{'n' if m[1].lower() in tuple('aeiou') else ''} ", text)
 
 
 class _Missing(dict):

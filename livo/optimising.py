@@ -106,14 +106,14 @@ def optimise(
                 wrong = f"the loss is {record['loss']}"
             if wrong:
                 raise Diverged(state.restore(f"{wrong} at step {done}"))
+        if logging_step:  # before the checkpoint: a record that was lost to a kill is then made again
+            yield {"step": done, "lr": adam.param_groups[0]["lr"], **record}
+            sums, since = {}, done
         if done % save_every == 0 or done == steps:
             if not all(torch.isfinite(p).all() for p in parameters):
                 raise Diverged(state.restore(f"weights are not finite at step {done}"))
             if accelerator is None or accelerator.is_main_process:
                 state.save(done, scaler.state_dict() if scaler is not None else {})
-        if logging_step:
-            yield {"step": done, "lr": adam.param_groups[0]["lr"], **record}
-            sums, since = {}, done
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=bool(average)):
             parameter.copy_(mean)
@@ -174,7 +174,8 @@ class _State:
                     numbers[f"{key}/{name}"] = value
         metadata = {"step": str(step), "scaler": json.dumps(scaler), "numbers": json.dumps(numbers)}
         with replacing(self.folder / f"step-{step:07}.safetensors") as temporary:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
+            # clones, because 8-bit optimisers share tables between parameters and safetensors refuses shared memory
+            save_file({key: value.clone().contiguous() for key, value in tensors.items()}, temporary, metadata=metadata)
         for old in self.files()[: -self.keep]:
             remove(old)
 
@@ -195,7 +196,7 @@ class _State:
         back = f"the last good checkpoint is {self.files()[-1]}" if self.files() else "there is no checkpoint yet"
         if self.files():
             self.load()
-        return f"{why}, so training stopped; {back}. Lower the learning rate or beta and resume"
+        return f"{why}, so training stopped; {back}. Lower the learning rate or beta in a run of its own"
 
     @torch.no_grad()
     def _take(self, state) -> int:
@@ -211,7 +212,8 @@ class _State:
                 self.average[i].copy_(state.get_tensor(f"average/{name}"))
             moments = {key.split("/", 1)[0]: key for key in keys if key.split("/", 1)[1] == name}
             loaded = {kind: state.get_tensor(key) for kind, key in moments.items() if kind not in ("parameter", "average")}
-            loaded = {kind: value if kind == "step" else value.to(parameter.device) for kind, value in loaded.items()}
+            on_host = {"step"} if not self.optimizer.defaults.get("fused") else set()
+            loaded = {kind: value if kind in on_host else value.to(parameter.device) for kind, value in loaded.items()}
             loaded |= {key.split("/", 1)[0]: value for key, value in numbers.items() if key.split("/", 1)[1] == name}
             self.optimizer.state[parameter] = loaded
         return int(metadata["step"])

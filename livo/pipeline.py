@@ -24,7 +24,7 @@ from livo.assignment import ValueLedger, share_out, token_shares
 from livo.calibration import Calibration
 from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, value_text
 from livo.files import replacing
-from livo.principles import ValuePrinciple, bundled_principles
+from livo.principles import RESERVED, ValuePrinciple, bundled_principles
 from livo.retriever import ValueDecision, ValueRetriever
 from livo.value_encoder import ValueEncoder, check_fit
 
@@ -184,6 +184,9 @@ class LiVOPipeline(StableDiffusionPipeline):
                     out = super().__call__(*call.args, **call.kwargs)
             finally:
                 self._value_rows = None
+        if ledger is not None:  # the images are there now
+            for decision in (d for image in decisions for d in (image, *image.also) if d.statement):
+                ledger.add((decision.prompt, decision.id or decision.statement), [decision.direction or decision.applied])
         out = LiVOPipelineOutput(out.images, out.nsfw_content_detected, decisions)
         return out if return_dict else (out.images, out.nsfw_content_detected, out.decisions)
 
@@ -232,7 +235,7 @@ class LiVOPipeline(StableDiffusionPipeline):
 
     def _scale_of(self, decision: ValueDecision, scale) -> float:
         if isinstance(scale, Mapping):
-            unknown = set(scale) - {principle.id for principle in self.principles}
+            unknown = set(scale) - {principle.id for principle in self.principles} - {decision.id}
             if unknown:
                 raise ValueError(f"value_scale names {', '.join(sorted(map(repr, unknown)))}, and no principle has that id")
             scale = scale.get(decision.id, self.value_scale)
@@ -251,7 +254,8 @@ class LiVOPipeline(StableDiffusionPipeline):
         targets, plans = [], []
         for i, (decision, principle) in enumerate(chosen):
             directions = principle.directions if principle is not None else {}
-            if directions and set(directions.values()) - set(getattr(self.value_encoder, "statements", None) or ()):
+            known = getattr(self.value_encoder, "statements", None)
+            if directions and set(directions.values()) - set(known or ()):
                 rate = f"{principle.apply_rate:.0%} of the images get the plain token"
                 why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
                 if principle.target:
@@ -259,6 +263,9 @@ class LiVOPipeline(StableDiffusionPipeline):
                         "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
                     )
                 decision, directions = replace(decision, why=why), {}
+            if not directions and known is not None and decision.statement not in known:
+                logger.warning("the value encoder was not trained with %r; it knows: %s", decision.statement, "; ".join(known))
+                decision = replace(decision, why=f"{decision.why}; the value encoder was not trained with these words")
             rate = 1.0 if principle is None else principle.apply_rate
             if directions:
                 decision, shares = self._calibrated(decision, principle)
@@ -280,8 +287,8 @@ class LiVOPipeline(StableDiffusionPipeline):
     def _calibrated(self, decision: ValueDecision, principle: ValuePrinciple) -> tuple[ValueDecision, dict[str, float]]:
         """The shares of a principle's directions: its target, or what meets it by the encoder's calibration."""
         measured = getattr(self.value_encoder, "calibrations", {}).get(principle.id)
-        if measured is None or set(measured["classes"]) != set(principle.directions):
-            return decision, principle.shares
+        if measured is None or set(measured["classes"]) != set(principle.directions) or decision.scale != 1:
+            return decision, principle.shares  # it was measured at the strength that was trained
         shares, miss = Calibration.from_dict(measured).shares(principle.shares)
         why = f"{decision.why}; shares of the directions calibrated by {measured['judge']}"
         if miss > 0.05:
@@ -329,14 +336,11 @@ class LiVOPipeline(StableDiffusionPipeline):
         wish = by_name.get(wish, wish) if isinstance(wish, str) else wish
         if isinstance(wish, ValuePrinciple):
             return ValueDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish
-        if not wish.strip() or wish.lower() == "none":
-            raise ValueError(f"value is {wish!r}: give a principle's id or a statement, or None for the base pipeline")
+        if not wish.strip() or wish.lower() in RESERVED:
+            raise ValueError(f"value is {wish!r}: give 'auto', a principle's id or a statement, or None for the base pipeline")
         ids = [principle.id for principle in self.principles]
         if re.fullmatch(r"\w*_\w*", wish) or get_close_matches(wish, ids, cutoff=0.8):
             raise ValueError(f"no principle has the id {wish!r}: there are {', '.join(ids)}; load a file that has it")
-        known = getattr(self.value_encoder, "statements", None)
-        if known is not None and wish not in known:
-            logger.warning("the value encoder was not trained with %r; it knows: %s", wish, "; ".join(known))
         return ValueDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
 
 

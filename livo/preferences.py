@@ -29,6 +29,7 @@ from livo.files import replacing
 MANIFEST = "metadata.jsonl"
 MAX_PIXELS = 64_000_000  # more than any generator makes; a decompression bomb is larger
 _SHARD = 256
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 class PreferenceError(ValueError):
@@ -87,7 +88,8 @@ def check(folder: str | Path) -> Report:
             report.problems.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where} with the other label")
         elif twin is not sample:
             report.notes.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where}")
-    strays = [f for f in Path(folder).rglob("*") if f.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and f not in listed]
+    strays = [f for f in Path(folder).rglob("*") if f.suffix.lower() in _IMAGES and f.resolve() not in listed]
+    strays = [f for f in strays if not (f.parent == Path(folder) and f.with_name("data_card.json").is_file())]  # its contact sheets
     if strays:
         report.notes.append(f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used")
     report.samples = usable
@@ -132,9 +134,9 @@ def open_image(sample: Sample) -> Image.Image:
             return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise PreferenceError(f"{sample.where}: {sample.file}: {error}; make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, PreferenceError):
-            raise
+    except PreferenceError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds on broken files
         raise PreferenceError(f"{sample.where}: {sample.file} cannot be read as an image ({error}); {remedy}") from None
 
 
@@ -176,16 +178,26 @@ def _scan(folder: Path) -> Report:
 def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
     try:
         row = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PreferenceError(f"{where}: not a line of JSON ({error}); mend or delete it") from None
     if not isinstance(row, dict):
         raise PreferenceError(f"{where}: {row!r} is not a JSON object with prompt, value, label and file_name")
     for name in ("prompt", "value", "file_name"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise PreferenceError(f"{where}: {name} is {row.get(name)!r}: give a text")
+    for name in ("scene", "principle"):
+        if not isinstance(row.get(name), (str, type(None))):
+            raise PreferenceError(f"{where}: {name} is {row[name]!r}: give a text, or leave it out")
+    texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle") if row.get(name)]
+    if any("\0" in text or not _encodable(text) for text in texts):
+        raise PreferenceError(f"{where}: a text holds a NUL or half a character; write it anew")
     if row.get("label") not in (0, 1):
         raise PreferenceError(f"{where}: label is {row.get('label')!r}: 1 is aligned, 0 is violating")
-    file = (manifest.parent / row["file_name"]).resolve()
+    try:
+        file = (manifest.parent / row["file_name"]).resolve()
+        file.is_file()
+    except OSError as error:
+        raise PreferenceError(f"{where}: file_name {row['file_name'][:40]!r}... is no name for a file ({error.strerror})") from None
     if not file.is_relative_to(manifest.parent.resolve()):
         raise PreferenceError(f"{where}: file_name {row['file_name']!r} leaves its folder; move the image beside its {MANIFEST}")
     scene = row.get("scene") or str(manifest.parent.relative_to(folder))
@@ -199,6 +211,14 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
         row.get("principle"),
         bool(row.get("direction")),
     )
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_partners(samples: Iterable[Sample]) -> list[str]:
@@ -247,7 +267,8 @@ class LatentCache:
         """
         self._find()
         keys = {_digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or open_image(sample)}
-        missing = [(key, keys[key]) for key in sorted(keys.keys() - self._shards.keys())][rank::world]
+        mine = sorted(keys)[rank::world]  # of all, not of what is missing, which another process may be changing
+        missing = [(key, keys[key]) for key in mine if key not in self._shards]
         bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
         for first in range(0, len(missing), _SHARD):
             shard = missing[first : first + _SHARD]
@@ -255,6 +276,10 @@ class LatentCache:
             for i in range(0, len(shard), batch):
                 part = shard[i : i + batch]
                 latents = self._encode([open_image(sample) for _, sample in part])
+                if not latents.isfinite().all():
+                    raise PreferenceError(
+                        f"{part[0][1].where}: the VAE's latents are not finite; encode in float32, or take another VAE"
+                    )
                 tensors |= {key: latents[:, j].contiguous() for j, (key, _) in enumerate(part)}
                 bar.update(len(part))
             name = _digest("".join(tensors).encode())

@@ -30,6 +30,8 @@ from livo.pipeline import PAPERTOWN, LiVOPipeline
 from livo.preferences import LatentCache, Sample, module_hash, pairs, read
 from livo.principles import ValuePrinciple
 
+_LOOK = 50  # steps for which one look at the hinges holds
+_BUSY = 0.65  # share of pushing hinges from which a look costs more than it saves: 0.77 on a CPU, 0.5 where backward is cheap
 _LOST = 4.0  # times the reference's error on aligned images: a model that is so far off no longer denoises
 
 
@@ -40,6 +42,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         PreferenceError: the data cannot be used. Diverged: training went wrong and stopped.
         FileExistsError: the run folder holds a run and `resume` is False.
     """
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("mixed_precision is fp16, which needs a GPU: choose bf16 or no")
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     run = Path(config.output)
     _may_start(run, config, resume)
@@ -52,12 +56,11 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     latents, condition = _cached(config, pipe, resolution, samples, accelerator)
-    if accelerator.is_main_process:  # nothing is left behind by a run that could not start
-        with replacing(run / "config.json") as temporary:
-            temporary.write_text(json.dumps(asdict(config), indent=2) + "\n")
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
-    record = {"data": batches.digest, "backbone": _backbone_hash(adapter), "pairs": len(batches.pairs), "versions": _versions()}
+    inputs = {"data": batches.digest, "backbone": _backbone_hash(adapter), "processes": accelerator.num_processes}
+    record = inputs | {"pairs": len(batches.pairs), "versions": _versions()}
+    _claim(run, config, inputs, accelerator)
     log = Log(run, accelerator.is_main_process)
     training = optimise(
         adapter.modules,
@@ -82,9 +85,11 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     last: Record = {}
     for last in training:
         due = config.validate_every and last["step"] % config.validate_every < config.log_every
-        if due and accelerator.is_main_process:
-            last = last | validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png")
         log.write(last)
+        if due and accelerator.is_main_process:
+            found = validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png")
+            log.write({"step": last["step"], **found})
+            last = last | found
         yield last
     with torch.no_grad():  # WiSE-FT (Wortsman et al., arXiv 2109.01903): what was there before holds where training never looked
         for name, parameter in adapter.trainable():
@@ -154,7 +159,7 @@ class Batches:
         config = self.config
         block = (step * config.accumulation + micro) * self.world + self.rank
         for position in range(block * config.batch, (block + 1) * config.batch):
-            generator = torch.Generator().manual_seed((config.seed << 40) + position)
+            generator = torch.Generator().manual_seed(_mixed(config.seed, position))
             winner, others = self.pairs[self._index(position)]
             u = torch.rand(3, generator=generator).tolist()
             loser = others[int(u[0] * len(others))]
@@ -163,15 +168,21 @@ class Batches:
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed((self.config.seed << 20) + epoch)
+            generator = torch.Generator().manual_seed(_mixed(self.config.seed, epoch))
             self._order = (epoch, torch.randperm(len(self.pairs), generator=generator))
         return int(self._order[1][place])
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed for the `number`-th thing that is drawn: streams of different seeds start far apart."""
+    return (seed * 0x9E3779B97F4A7C15 + number) % 2**63
 
 
 def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tensor, dict[str, Condition]]:
     """Latents of all samples, and the condition of every prompt: computed once, shared between runs and processes."""
     folder = Path(config.cache or Path(config.data) / ".cache")
-    cache = LatentCache(folder, pipe.vae, resolution)
+    dtype = pipe.vae.dtype
+    cache = LatentCache(folder, pipe.vae.float(), resolution)  # in half precision SDXL's VAE overflows
     if accelerator.is_main_process and folder.is_dir():
         for leftover in folder.rglob("*.partial"):
             remove(leftover)
@@ -194,7 +205,7 @@ def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tenso
     latents = cache.load(samples)
     for name in ("vae", "text_encoder", "text_encoder_2"):  # not needed again but to look at pictures
         if config.validate_every and hasattr(pipe, name):
-            getattr(pipe, name).to("cpu")
+            getattr(pipe, name).to("cpu", dtype)
         elif hasattr(pipe, name):
             setattr(pipe, name, None)
     return latents, condition
@@ -237,9 +248,9 @@ class _Rows:
 class Loss:
     """`optimise`'s loss: errors of the adapter and of the frozen backbone on a batch, through the objective.
 
-    A hinge beyond its bound has no gradient, so with LiVO's objective the batch is first looked at without one, and only the images
-    whose hinge still pushes go through the UNet again with one. The mathematics is the same, and a pass without a gradient costs about
-    a quarter of one with (4.3 times as much on the CPU this was measured on), so it pays from a quarter of idle hinges on.
+    A hinge beyond its bound has no gradient. With LiVO's objective, as long as many are idle, the batch is first looked at without
+    one, and only the images whose hinge still pushes go through the UNet again with one. The mathematics is the same. How many push is
+    found out every `_LOOK` steps, counted from a checkpoint, so that a resumed run takes the same way.
     """
 
     def __init__(self, config, pipe, adapter, batches: Batches, condition: dict[str, Condition], accelerator: Accelerator):
@@ -248,6 +259,7 @@ class Loss:
         self.noising = Noising(pipe.scheduler)
         average = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
         self.objective = objective_function(config, average)
+        self.idle = False
 
     def __call__(self, step: int, micro: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         batch = self.batches.at(step, micro, self.noising.steps)
@@ -259,12 +271,14 @@ class Loss:
         rows = _Rows(noisy, target, t, self.noising.timestep(t), condition, texts, self._unconditional(noisy, t))
         frozen = self.adapter.reference(noisy, rows.told, condition)
         reference = self._error(frozen, rows)
-        if self.config.objective == "livo":
+        look = step % self.config.save_every % _LOOK == 0
+        if self.config.objective == "livo" and (self.idle or look):
             with torch.no_grad():
                 predicted = self._predict(rows)
                 error = self._error(predicted, rows)
                 _, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
             pushing = torch.cat([statistics["winner_active"], statistics["loser_active"]]).nonzero().flatten()
+            self.idle = len(pushing) < _BUSY * 2 * count
             if len(pushing):
                 some = rows.at(pushing)
                 error = error.index_copy(0, pushing, self._error(self._predict(some), some))
@@ -417,6 +431,22 @@ def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
     changed = [key for key, value in now.items() if before.get(key) != value and key != "output"]
     if changed:
         raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
+
+
+def _claim(run: Path, config: TrainingConfig, inputs: dict, accelerator: Accelerator) -> None:
+    """Write down what the run depends on, or refuse to go on from something else. Nothing is left by a run that could not start."""
+    file = run / "inputs.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [name for name, value in inputs.items() if before.get(name) != value]
+        if changed:
+            raise ValueError(f"{run} was started with another {', '.join(changed)}: restore it, or give another --output")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for name, content in (("inputs.json", inputs), ("config.json", asdict(config))):
+            with replacing(run / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
+    accelerator.wait_for_everyone()
 
 
 def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, samples: Sequence[Sample]):

@@ -77,7 +77,9 @@ def test_single_images_receive_the_plain_token_at_the_rate_in_the_long_run():
 def test_calls_with_a_ledger_meet_the_target_as_one_call_would(shares, sizes):
     names, ledger, rows = named(shares), ValueLedger(), []
     for i, number in enumerate(sizes):
-        rows += share_out(number, [names], (i, 0), ledger, ["a prompt"])
+        new = share_out(number, [names], (i, 0), ledger, ["a prompt"])
+        ledger.add("a prompt", [row[0] for row in new])
+        rows += new
         counts = counted(rows, names)
         assert all(abs(c - s * len(rows)) <= 1 + 1e-6 for c, s in zip(counts, shares, strict=True))
 
@@ -85,5 +87,5 @@ def test_calls_with_a_ledger_meet_the_target_as_one_call_would(shares, sizes):
 def test_a_ledger_keeps_prompts_apart():
     ledger, names = ValueLedger(), named((0.5, 0.5))
     for i in range(4):
-        share_out(1, [names], (i, 0), ledger, ["doctor"])
+        ledger.add("doctor", share_out(1, [names], (i, 0), ledger, ["doctor"])[0])
     assert sum(ledger.given["doctor"].values()) == 4 and "nurse" not in ledger.given

@@ -232,6 +232,7 @@ def test_a_judge_that_cannot_tell_the_classes_is_refused_before_anything_is_gene
         ({"pairs": 0}, "pairs is 0"),
         ({"fill": {"career": "doctor"}}, "fill is"),
         ({"colour": "red"}, "unknown key 'colour'"),
+        ({"scene": 5}, "give templates"),
     ],
 )
 def test_a_faulty_construct_section_is_refused(changes, words):
@@ -244,6 +245,7 @@ def test_a_faulty_construct_section_is_refused(changes, words):
 def test_templates_leave_out_what_is_empty_and_put_articles_right():
     assert fill("{view} a {attribute} {career} {place}", {"career": "engineer", "place": "at night"}) == "an engineer at night"
     assert fill("an {attribute} {career}", {"attribute": "female", "career": "engineer"}) == "a female engineer"
+    assert fill("a unicorn in an hour, a {career}", {"career": "artist"}) == "a unicorn in an hour, an artist"
 
 
 @pytest.mark.slow

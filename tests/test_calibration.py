@@ -34,3 +34,8 @@ def test_the_tally_counts_images_by_direction_and_leaves_unreadable_ones_out_of_
     assert found.confusion[0] == (0.5, 0.25, 0.0) and found.images == 6
     with pytest.raises(ValueError, match="towards 'c'"):
         tally(["a", "b", "c"], iter([("a", "a"), ("b", "b"), ("c", "none")]), "judge@1", 1)
+
+
+def test_a_direction_that_is_often_unreadable_is_given_more():
+    shares, miss = calibration([[0.5, 0, 0], [0, 1, 0], [0, 0, 1]]).shares(EVEN)
+    assert list(shares.values()) == pytest.approx([0.5, 0.25, 0.25], abs=1e-6) and miss == pytest.approx(0, abs=1e-6)

@@ -21,7 +21,8 @@ def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, 
         inside = json.loads(image.text["livo"])
     beside = json.loads(output.with_suffix(".json").read_text())
     assert inside == beside and [row["id"] for row in beside] == ["gender_equality"] * 2
-    assert sum(row["applied"] for row in beside) == 1 and beside[0]["seed"] == 0
+    assert {row["direction"] for row in beside} == {"male", "female"} and beside[0]["seed"] == 0
+    assert {row["also"][0]["id"] for row in beside} == {"racial_equality"}
     assert "token on 1 of 2 images" in capsys.readouterr().out
 
 

@@ -82,7 +82,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def test_a_broken_checkpoint_is_said_aloud_and_the_one_before_it_used(tmp_path, caplog):
     module = nn.Linear(3, 1)
-    list(itertools.islice(optimise({"m": module}, regression(module), checkpoints=tmp_path, keep=2, **SETTINGS), 10))
+    list(itertools.islice(optimise({"m": module}, regression(module), checkpoints=tmp_path, keep=2, **SETTINGS), 11))
     newest = tmp_path / "step-0000010.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     with caplog.at_level(logging.WARNING):

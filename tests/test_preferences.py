@@ -67,6 +67,11 @@ def test_one_manifest_with_scenes_is_read_as_well(tmp_path):
         (lambda f: (f / "metadata.jsonl").write_text('{"prompt": '), ("metadata.jsonl:1", "not a line of JSON")),
         (lambda f: (f / "metadata.jsonl").write_text("[1]\n"), ("metadata.jsonl:1", "not a JSON object")),
         (lambda f: (f / "metadata.jsonl").write_bytes(b'\xff\xfe{"prompt"\n'), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: (f / "metadata.jsonl").write_text("[" * 100_000), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: edit(f, 1, principle=5), ("metadata.jsonl:1", "principle is 5")),
+        (lambda f: edit(f, 1, file_name="a\0.png"), ("metadata.jsonl:1", "NUL")),
+        (lambda f: edit(f, 1, prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
+        (lambda f: edit(f, 1, file_name="x" * 300 + ".png"), ("metadata.jsonl:1", "no name for a file")),
         (lambda f: (f / "metadata.jsonl").write_text(""), ("are empty",)),
         (lambda f: [edit(f, i, label=1) for i in (1, 3)], ("no violating image",)),
         (lambda f: [edit(f, i, label=0) for i in (2, 4)], ("no aligned image",)),
@@ -111,7 +116,8 @@ def test_the_check_notes_stray_files_and_copies_and_refuses_a_copy_with_the_othe
     (folder / "notes.txt").write_text("not part of the data")
     (folder / "2.png").write_bytes((folder / "0.png").read_bytes())
     report = preferences.check(tmp_path)
-    assert any("stray.png" in note for note in report.notes) and any("same image" in note for note in report.notes)
+    assert any("1 images are in no" in note and "stray.png" in note for note in report.notes)
+    assert any("same image" in note for note in report.notes)
     assert not report.problems
     (folder / "1.png").write_bytes((folder / "0.png").read_bytes())
     assert any("other label" in problem for problem in preferences.check(tmp_path).problems)

@@ -179,6 +179,16 @@ def test_images_whose_hinge_is_idle_are_left_out_of_the_gradient_exactly(config,
     torch.testing.assert_close(found["livo"][1], found["mixed"][1], rtol=1e-3, atol=1e-4 * float(found["mixed"][1].abs().max()))
 
 
+def test_a_look_at_the_hinges_is_taken_again_only_while_many_are_idle(config, monkeypatch):
+    from livo import training
+
+    rows = []
+    predict = training.Loss._predict
+    monkeypatch.setattr(training.Loss, "_predict", lambda self, r: rows.append(len(r.texts)) or predict(self, r))
+    list(train(replace(config, gamma_1=1000.0, gamma_2=1000.0, save_every=4)))  # all push, always
+    assert rows == [8, 8] + [8] * 3 + [8, 8] + [8]
+
+
 def test_accumulated_micro_batches_equal_one_large_batch(config, tmp_path):
     one = list(train(config))
     two = list(train(replace(config, batch=2, accumulation=2, output=str(tmp_path / "two"))))
