@@ -37,9 +37,7 @@ RUNS = {
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
     "value encoder, diffusion_dpo": replace(TRAINING, objective="diffusion_dpo", beta=100.0),
     "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8),
-    "LoRA, diffusion_dpo": replace(
-        TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8, interpolate=1.0
-    ),
+    "LoRA, diffusion_dpo": replace(TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8),
     "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
 }
 

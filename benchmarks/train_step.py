@@ -4,7 +4,8 @@ The published step encodes both images and both texts each time and calls the UN
 frozen); ours reads cached latents and embeddings and calls it twice, on both images together. Same weights, pairs, noise, batch and
 precision: the first losses and gradients are compared before anything is timed. Peak memory is measured in a process for each.
 
-    python benchmarks/train_step.py papertown
+    python benchmarks/train_step.py papertown                       # the first steps: every hinge pushes
+    python benchmarks/train_step.py papertown --trained             # late steps: Papertown's encoder on Papertown's own pairs
     python benchmarks/train_step.py sd15 --batch 1 --size 256        # random weights of Stable Diffusion 1.5's shape
 """
 
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +28,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from livo import objectives
+from livo import building
 from livo.adapters import ValueEncoderAdapter
 from livo.conditioning import encode_value, fuse, tokenize, value_text
 from livo.config import TrainingConfig
+from livo.judges import PapertownJudge
 from livo.noising import Noising
 from livo.objectives import squared_error
+from livo.papertown.build import GENERATION, TRAINING
 from livo.pipeline import PAPERTOWN, LiVOPipeline
 from livo.preferences import read
-from livo.training import Batches, Loss, _cached
+from livo.principles import bundled_principles, load_principles
+from livo.training import Batches, Loss, _cached, objective_function
 
 
 def sd15() -> LiVOPipeline:
@@ -75,7 +80,7 @@ class Published:
     def __init__(self, config, pipe, adapter, batches: Batches, device, vae, text_encoder):
         self.pipe, self.adapter, self.batches, self.device = pipe, adapter, batches, device
         self.vae, self.text_encoder = vae, text_encoder
-        self.noising, self.count = Noising(pipe.scheduler), config.batch
+        self.noising, self.count, self.objective = Noising(pipe.scheduler), config.batch, objective_function(config)
         size = config.resolution
         self.pixels = torch.stack([_pixels(sample.file, size) for sample in batches.samples]).to(device)
 
@@ -98,7 +103,7 @@ class Published:
             errors.append(squared_error(pipe.unet(noisy, t, fused).sample, target))
             with torch.no_grad():
                 references.append(squared_error(pipe.unet(noisy, t, embeds).sample, target))
-        losses, statistics = objectives.livo(errors[0], references[0], errors[1], references[1])
+        losses, statistics = self.objective(errors[0], references[0], errors[1], references[1])
         return losses.mean(), {name: values.mean().item() for name, values in statistics.items()}
 
 
@@ -107,17 +112,29 @@ def _pixels(file: Path, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def setup(which: str, batch: int, size: int, precision: str, folder: Path):
+def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
+    """Six pairs for each statement and direction of the paper's principles, made by the backbone itself."""
+    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    principles = load_principles(bundled_principles())
+    principles = [replace(p, construct=replace(p.construct, pairs=6, direction_pairs=6)) for p in principles]
+    list(building.build(pipe, judge, principles, folder, GENERATION))
+    building.finish(folder, principles, GENERATION)
+    return folder
+
+
+def setup(which: str, batch: int, size: int, precision: str, trained: bool, folder: Path):
     pipe: StableDiffusionPipeline = LiVOPipeline.from_pretrained("papertown") if which == "papertown" else sd15()
     pipe.set_progress_bar_config(disable=True)
-    config = TrainingConfig(
-        data=str(preferences(folder, size)), output="-", batch=batch, mixed_precision=precision, resolution=size
-    )
+    data = papertown_pairs(pipe, folder) if trained else preferences(folder, size)
+    config = replace(TRAINING, save_every=250) if trained else TrainingConfig(data="-", output="-")
+    config = replace(config, data=str(data), batch=batch, mixed_precision=precision, resolution=size)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     samples = read(folder)
     torch.manual_seed(0)
     adapter = ValueEncoderAdapter(pipe, size, ["gender equality"])
+    if trained:
+        adapter.encoder.load_state_dict(pipe.value_encoder.state_dict())
     frozen = pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
     latents, condition = _cached(config, pipe, size, samples, accelerator)
     batches = Batches(config, samples, latents)
@@ -157,13 +174,14 @@ def main() -> None:
     parser.add_argument("which", choices=["papertown", "sd15"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    parser.add_argument("--trained", action="store_true", help="start from Papertown's value encoder, on Papertown's own pairs")
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--steps", type=int, default=20, help="steps a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--peak", choices=["published", "livo"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        losses, adapter, accelerator = setup(args.which, args.batch, args.size, args.precision, Path(folder))
+        losses, adapter, accelerator = setup(args.which, args.batch, args.size, args.precision, args.trained, Path(folder))
         optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
         if args.peak:
             if args.peak == "livo":
@@ -191,6 +209,7 @@ def main() -> None:
     peaks = {}
     for name in ("published", "livo"):
         run = [sys.executable, __file__, args.which, "--peak", name, "--batch", str(args.batch), "--size", str(args.size)]
+        run += ["--trained"] * args.trained
         out = subprocess.run([*run, "--precision", args.precision], capture_output=True, text=True, check=True)
         peaks[name] = float(out.stdout.split()[-1])
     print(
