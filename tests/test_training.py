@@ -326,22 +326,26 @@ list(train(TrainingConfig(**json.loads(sys.argv[1]))))
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["livo", "popalign"])
 def test_two_processes_train_as_one_with_twice_the_batch_does(config, objective, tmp_path):
-    """Tolerance 2e-4 of the weights' change: sums are taken in another order."""
+    """Tolerance: 2% of the way that the weights went. Sums are taken in another order, and Adam magnifies tiny gradients."""
     from dataclasses import asdict
 
     config = replace(config, objective=objective, beta=500.0)
     one = replace(config, batch=8, output=str(tmp_path / "one"))
     list(train(one))
-    two = replace(config, output=str(tmp_path / "two"), cache=str(tmp_path / "cache-two"))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    two = replace(config, cache=str(tmp_path / "cache-two"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
     run = [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), json.dumps(asdict(two))]
     subprocess.run(run, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
-    start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
-    for key, value in weights(one).items():
-        change = (value - start[key]).abs().max()
-        assert (weights(two)[key] - value).abs().max() <= 2e-4 + 0.02 * change
+    start, first, second = (
+        StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict(),
+        weights(one),
+        weights(two),
+    )
+    apart = sum((second[key] - first[key]).square().sum() for key in first).sqrt()
+    moved = sum((first[key] - start[key]).square().sum() for key in first).sqrt()
+    assert json.loads((tmp_path / "run" / "inputs.json").read_text())["processes"] == 2 and apart < 0.02 * moved
 
 
 @pytest.mark.slow
