@@ -229,6 +229,13 @@ def test_every_principle_that_a_prompt_calls_for_acts_on_its_images(pipe):
     assert all(d.also[0].applied for d in decisions) and sum(d.applied for d in decisions) == 1
 
 
+def test_where_a_risk_is_found_debiasing_is_passed_over_and_named(pipe):
+    calm = ValuePrinciple(id="calm", statement="calm", kind="debias", exemplars=("a bloody warrior",))
+    pipe.load_value_principles([*PRINCIPLES, calm])
+    decision = pipe(WARRIOR, **FAST).decisions[0]
+    assert decision.id == "bloody" and decision.also == () and decision.why.endswith("passed over for it: calm")
+
+
 def test_several_values_on_one_prompt_equal_the_tokens_one_behind_the_other(pipe):
     """Rows with one, two and no tokens in a batch equal their single runs; the second token makes a difference."""
     both = ("bloody", "calm considered appropriate")
