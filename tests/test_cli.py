@@ -23,7 +23,7 @@ def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, 
     assert inside == beside and [row["id"] for row in beside] == ["gender_equality"] * 2
     assert {row["direction"] for row in beside} == {"male", "female"} and beside[0]["seed"] == 0
     assert {row["also"][0]["id"] for row in beside} == {"racial_equality"}
-    assert "token on 1 of 2 images" in capsys.readouterr().out
+    assert "token on 2 of 2 images" in capsys.readouterr().out
 
 
 def test_env_names_the_versions_for_a_bug_report(capsys):
