@@ -12,6 +12,7 @@ precision: the first losses and gradients are compared before anything is timed.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import subprocess
@@ -77,9 +78,9 @@ def preferences(folder: Path, size: int, count: int = 16) -> Path:
 class Published:
     """The published recipe's loss, on the same draws as ours."""
 
-    def __init__(self, config, pipe, adapter, batches: Batches, device, vae, text_encoder):
+    def __init__(self, config, pipe, adapter, batches: Batches, device, unet, vae, text_encoder):
         self.pipe, self.adapter, self.batches, self.device = pipe, adapter, batches, device
-        self.vae, self.text_encoder = vae, text_encoder
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.noising, self.count, self.objective = Noising(pipe.scheduler), config.batch, objective_function(config)
         size = config.resolution
         self.pixels = torch.stack([_pixels(sample.file, size) for sample in batches.samples]).to(device)
@@ -100,9 +101,9 @@ class Published:
         t = batch.t[:count].to(device)
         for latents in x:
             noisy, target = self.noising(latents, batch.noise[:count].to(device), t)
-            errors.append(squared_error(pipe.unet(noisy, t, fused).sample, target))
+            errors.append(squared_error(self.unet(noisy, t, fused).sample, target))
             with torch.no_grad():
-                references.append(squared_error(pipe.unet(noisy, t, embeds).sample, target))
+                references.append(squared_error(self.unet(noisy, t, embeds).sample, target))
         losses, statistics = self.objective(errors[0], references[0], errors[1], references[1])
         return losses.mean(), {name: values.mean().item() for name, values in statistics.items()}
 
@@ -132,10 +133,11 @@ def setup(which: str, batch: int, size: int, precision: str, trained: bool, fold
     pipe.to(accelerator.device)
     samples = read(folder)
     torch.manual_seed(0)
+    plain = copy.deepcopy(pipe.unet).requires_grad_(False)  # our adapter eases the way back through its own
     adapter = ValueEncoderAdapter(pipe, size, ["gender equality"])
     if trained:
         adapter.encoder.load_state_dict(pipe.value_encoder.state_dict())
-    frozen = pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
+    frozen = plain, pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
     latents, condition = _cached(config, pipe, size, samples, accelerator)
     batches = Batches(config, samples, latents)
     ours = Loss(config, pipe, adapter, batches, condition, accelerator)
@@ -184,13 +186,14 @@ def main() -> None:
         losses, adapter, accelerator = setup(args.which, args.batch, args.size, args.precision, args.trained, Path(folder))
         optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
         if args.peak:
-            if args.peak == "livo":
-                del losses["published"]
-                gc.collect()
-            _reset_peak()
+            losses = {args.peak: losses[args.peak]}
+            if args.peak == "published":  # it has a UNet of its own
+                adapter.unet = adapter.pipe.unet = None
+            gc.collect()
+            before = _reset_peak()
             for number in range(3):
                 step(losses[args.peak], adapter, optimizer, accelerator, number)
-            print(_peak())
+            print(_peak(), _peak() - before)
             return
         agreement(losses, adapter, accelerator)
         rates: dict[str, list[float]] = {"published": [], "livo": []}
@@ -211,18 +214,19 @@ def main() -> None:
         run = [sys.executable, __file__, args.which, "--peak", name, "--batch", str(args.batch), "--size", str(args.size)]
         run += ["--trained"] * args.trained
         out = subprocess.run([*run, "--precision", args.precision], capture_output=True, text=True, check=True)
-        peaks[name] = float(out.stdout.split()[-1])
-    print(
-        f"peak memory: published {peaks['published']:.0f} MB, ours {peaks['livo']:.0f} MB, ratio {peaks['livo'] / peaks['published']:.2f}"
-    )
+        peaks[name] = [float(number) for number in out.stdout.split()[-2:]]
+    for i, what in enumerate(("peak memory", "of it by the steps themselves")):
+        theirs, ours = peaks["published"][i], peaks["livo"][i]
+        print(f"{what}: published {theirs:.0f} MB, ours {ours:.0f} MB, ratio {ours / theirs:.2f}")
 
 
-def _reset_peak() -> None:
-    """What was cached before training, in a run of its own perhaps, does not count."""
+def _reset_peak() -> float:
+    """MB in use now. What was cached before training, in a run of its own perhaps, does not count from here on."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
 
 
 def _peak() -> float:
