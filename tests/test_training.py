@@ -292,7 +292,7 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
     from livo.optimising import Diverged
 
     with pytest.raises(Diverged, match="Lower the learning rate"):
-        list(train(replace(config, adapter="lora", objective="diffusion_dpo", lr=50.0, steps=60, beta=1e6)))
+        list(train(replace(config, adapter="lora", objective="diffusion_dpo", lr=1e4, steps=60, beta=1e6)))
 
 
 @pytest.mark.parametrize(
