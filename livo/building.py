@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -167,6 +167,7 @@ class _Builder:
         self.pipe, self.judge, self.job, self.folder, self.options = pipe, judge, job, folder, options
         self.principle, self.rank, self.world = job.principle, rank, world
         self.quota = -(-job.pairs // world)
+        self.judged_by = f"{judge.name}@{judge.revision}"  # the revision is a hash of the weights: once, not for every image
 
     def run(self) -> Iterator[Progress]:
         done = [file for file in _rounds(self.folder, self.job.name) if int(file.name) % self.world == self.rank]
@@ -181,6 +182,7 @@ class _Builder:
         plans = self._plans()
         pending: Future | None = None
         with ThreadPoolExecutor(1) as pool:  # judging and writing run beside the generator, which is the bottleneck
+            submit = _at_once if self.pipe.device.type == "cpu" else pool.submit
             for number in range(max(limit // self.options.batch + 1, self.world)):
                 wanted = next(plans)
                 if number % self.world != self.rank or number in finished:
@@ -189,7 +191,7 @@ class _Builder:
                 if pending is not None:
                     kept, images = self._add(pending.result(), kept, images, rejects)
                     yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
-                pending = pool.submit(self._keep, number, wanted, made)
+                pending = submit(self._keep, number, wanted, made)
                 if kept + len(wanted) // 2 >= self.quota:  # it may be enough: look before another batch is made
                     kept, images = self._add(pending.result(), kept, images, rejects)
                     pending = None
@@ -317,7 +319,7 @@ class _Builder:
                         "class": w.kind,
                         "image_prompt": w.text,
                         "seed": seeds[i],
-                        "judge": f"{self.judge.name}@{self.judge.revision}",
+                        "judge": self.judged_by,
                         "read": {a: readings[i][a][0] for a in w.reading},
                         "scores": {a: round(readings[i][a][1], 4) for a in w.reading},
                     }
@@ -326,6 +328,13 @@ class _Builder:
             log = {"images": len(wanted), "pairs": len(rows) // 2, "rejects": dict(rejects)}
             (temporary / "round.json").write_text(json.dumps(log) + "\n")
         return log
+
+
+def _at_once(function: Callable, *args) -> Future:
+    """In the caller's thread: on a CPU a second thread's OpenMP team slows the generator by more than it takes off it."""
+    done: Future = Future()
+    done.set_result(function(*args))
+    return done
 
 
 def read(judge: Judge, images: Sequence[Image.Image]) -> list[Reading]:
