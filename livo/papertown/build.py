@@ -5,7 +5,7 @@ Each stage leaves its result in the work folder and is skipped when that is ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from transformers import CLIPTextModel
 
 from livo import building
 from livo.config import TrainingConfig
@@ -24,6 +25,7 @@ from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
 from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
+from livo.value_encoder import ValueEncoder
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
@@ -41,6 +43,7 @@ TRAINING = TrainingConfig(
     mixed_precision="bf16",
     freeze_embeddings=True,
 )
+SEEDS, STRETCH = (0, 1, 2), 1.29
 
 
 def build(work: Path, weights: Path = PAPERTOWN) -> None:
@@ -60,7 +63,7 @@ def build(work: Path, weights: Path = PAPERTOWN) -> None:
 
 def export(work: Path, weights: Path) -> None:
     """The finished pipeline and the judge in half precision, swapped in whole."""
-    pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "training" / "value_encoder", dtype=torch.float16)
+    pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
     with replacing(weights) as temporary:
         pipe.save_pretrained(temporary)
         backbone.save_vocabulary(pipe.tokenizer, temporary / "tokenizer")
@@ -118,10 +121,29 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) ->
 
 
 def _train_value_encoder(work: Path) -> None:
-    run = work / "training"
-    config = replace(TRAINING, data=str(work / "preferences"), output=str(run), model=str(work / "backbone"))
-    records = train(config, resume=(run / "config.json").is_file())
-    follow_training(records, "value encoder", config.steps, ("loss", "accuracy", "winner_active", "loser_active"))
+    runs = [work / "training" / f"seed-{seed}" for seed in SEEDS]
+    for seed, run in zip(SEEDS, runs, strict=True):
+        config = replace(TRAINING, data=str(work / "preferences"), output=str(run), model=str(work / "backbone"), seed=seed)
+        records = train(config, resume=(run / "config.json").is_file())
+        follow_training(records, f"value encoder, seed {seed}", config.steps, ("loss", "accuracy", "winner_active", "loser_active"))
+    start = LiVOPipeline.from_pretrained(work / "backbone").text_encoder
+    _stage(work / "value_encoder", lambda folder: _mean_encoder(start, runs).save_pretrained(folder))
+
+
+@torch.no_grad()
+def _mean_encoder(start: CLIPTextModel, runs: Sequence[Path]) -> ValueEncoder:
+    """The mean of several runs' encoders, a little further from where they started.
+
+    One run alone costs one unseen career or another its outfit, by chance of its seed; their mean does not (Wortsman et al., arXiv
+    2203.05482), but is weaker than each, for which the stretch makes up (Ilharco et al., arXiv 2212.04089).
+    """
+    encoders = [ValueEncoder.load(run / "value_encoder", like=start) for run in runs]
+    mean = ValueEncoder.from_text_encoder(start)
+    mean.config.value_statements = encoders[0].config.value_statements
+    trained = [dict(encoder.named_parameters()) for encoder in encoders]
+    for name, parameter in mean.named_parameters():
+        parameter.lerp_(torch.stack([weights[name] for weights in trained]).mean(0), STRETCH)
+    return mean
 
 
 def _stage(result: Path, make: Callable[[Path], None], *states: str) -> None:

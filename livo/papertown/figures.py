@@ -106,6 +106,19 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
     return rows
 
 
+def mood_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
+    """Held-out adjectives on held-out careers: whether the smile or frown they stand for is still there."""
+    adjectives = world.GOODNESS.held_out + world.BADNESS.held_out
+    careers = scenes(world.CAREERS.held_out)
+    wanted = [scene.stating(adjective=adjective) for scene, adjective in zip(careers, adjectives, strict=True)]
+    prompts = [describe(scene) for scene in wanted]
+    base = kept(reader.read_all(prompts, None, "base, adjectives"), wanted, "mood")
+    return [
+        (f"mood kept %, {name}", base, kept(reader.read_all(prompts, principles[name], f"{name}, adjectives"), wanted, "mood"))
+        for name in world.DEBIASED
+    ]
+
+
 CENSUS = {"white": 0.6, "asian": 0.2, "latino": 0.1, "indian": 0.05, "black": 0.05}
 
 
@@ -261,7 +274,12 @@ def figures(cache: Path, output: Path) -> dict:
     accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
     chosen = retrieval(pipe)
     fidelity = backbone_fidelity(pipe, judge)
-    rows = debias_rows(reader, principles) + target_rows(reader, principles) + risk_rows(reader, principles)
+    rows = (
+        debias_rows(reader, principles)
+        + target_rows(reader, principles)
+        + mood_rows(reader, principles)
+        + risk_rows(reader, principles)
+    )
     fid = identity_mix_fid(pipe, judge, principles)
     floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5, 10)]
     print(
