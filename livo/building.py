@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from livo.construct import ATTRIBUTE, fill, template_fields
-from livo.files import remove, replacing
+from livo.files import replacing, sweep
 from livo.pictures import grid, save_png
 from livo.pipeline import LiVOPipeline
 from livo.preferences import MANIFEST, PreferenceError, module_hash
@@ -353,8 +353,7 @@ def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Seq
         PreferenceError: the folder holds data that were made otherwise.
     """
     _claim(folder, pipe, judge, jobs(principles, options), options)
-    for leftover in folder.rglob("*.partial"):
-        remove(leftover)
+    sweep(folder)
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------------

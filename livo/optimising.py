@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from livo.config import OPTIMIZERS
-from livo.files import remove, replacing
+from livo.files import remove, replacing, sweep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -181,8 +181,7 @@ class _State:
 
     def load(self) -> int:
         """Take up the newest checkpoint that can be read; the number of steps behind it."""
-        for leftover in self.folder.glob("*.partial"):
-            remove(leftover)
+        sweep(self.folder)
         for file in reversed(self.files()):
             try:
                 with safe_open(file, "pt") as state:

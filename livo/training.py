@@ -19,7 +19,7 @@ from livo import objectives
 from livo.adapters import Condition, LoRAAdapter, ValueEncoderAdapter, encode_texts
 from livo.conditioning import value_text
 from livo.config import TrainingConfig
-from livo.files import remove, replacing
+from livo.files import replacing, sweep
 from livo.judges import PapertownJudge
 from livo.metrics import counts, d1, share
 from livo.noising import Noising
@@ -184,8 +184,7 @@ def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tenso
     dtype = pipe.vae.dtype
     cache = LatentCache(folder, pipe.vae.float(), resolution)  # in half precision SDXL's VAE overflows
     if accelerator.is_main_process and folder.is_dir():
-        for leftover in folder.rglob("*.partial"):
-            remove(leftover)
+        sweep(folder)
     accelerator.wait_for_everyone()
     cache.fill(samples, rank=accelerator.process_index, world=accelerator.num_processes)
     texts = ["", *sorted({sample.prompt for sample in samples})]

@@ -1,0 +1,29 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from livo.files import replacing, sweep
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    file = tmp_path / "figures.json"
+    file.write_text("old")
+    with pytest.raises(OSError), replacing(file) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+    assert [f.name for f in tmp_path.iterdir()] == ["figures.json"] and file.read_text() == "old"
+
+
+def test_only_what_dead_processes_left_half_written_is_swept(tmp_path):
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        kept = tmp_path / "inner" / f"latents.safetensors.{living.pid}.partial"
+        kept.parent.mkdir()
+        for file in (kept, tmp_path / f"a.{finished.pid}.partial", tmp_path / f"b.{os.getpid()}.partial", tmp_path / "c.partial"):
+            file.write_text("half")
+        sweep(tmp_path)
+        assert [f for f in tmp_path.rglob("*") if f.is_file()] == [kept]
+        living.communicate(b"\n")
