@@ -11,7 +11,7 @@ ROWS = [
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures"},
     {"retriever", "value_encoder", "preferences"},
     {"pipeline", "judges", "adapters"},
-    {"building", "training"},
+    {"building", "training", "evaluation", "baselines"},
     {"cli", "papertown", "__main__", "__init__"},
 ]
 
@@ -34,7 +34,7 @@ def test_every_module_imports_only_from_rows_above_it():
             for name in names:
                 if name and name.startswith("livo."):
                     there = name.split(".")[1]
-                    same = row_of(there) == row_of(here) == len(ROWS) - 1
+                    same = there == here or row_of(there) == row_of(here) == len(ROWS) - 1
                     assert row_of(there) < row_of(here) or same, f"{file}: {here} imports {there}"
 
 
