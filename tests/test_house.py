@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
     {"files", "construct", "config", "progress", "assignment", "calibration"},
-    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures"},
+    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures", "prompts"},
     {"retriever", "value_encoder", "preferences"},
     {"pipeline", "judges", "adapters"},
     {"building", "training", "evaluation", "baselines"},
