@@ -78,6 +78,16 @@ def test_every_edit_changes_the_images_and_is_gone_afterwards_bit_for_bit(base):
         assert edit.record()["method"]
 
 
+def test_a_negative_prompt_is_the_pipelines_own_and_yields_to_one_that_the_call_brings(base, pipe, tiny_xl):
+    for each, more in ((base, {}), (pipe, {"value": None}), (tiny_xl, {})):
+        wanted = images(each, negative_prompt=["blood"] * 2, **more)
+        with NegativePrompt("blood").on(each):
+            assert np.array_equal(images(each, **more), wanted)
+        with NegativePrompt("a cat").on(each):
+            assert np.array_equal(images(each, negative_prompt=["blood"] * 2, **more), wanted)
+        assert not np.array_equal(images(each, **more), wanted)
+
+
 def test_edits_run_on_image_to_image_too(base):
     pipe = StableDiffusionImg2ImgPipeline.from_pipe(base, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

@@ -12,7 +12,9 @@ ROWS = [
     {"retriever", "value_encoder", "preferences"},
     {"pipeline", "judges", "adapters"},
     {"building", "training", "evaluation", "baselines"},
-    {"cli", "papertown", "__main__", "__init__"},
+    {"results"},
+    {"report"},
+    {"cli", "cli_evaluate", "papertown", "__main__", "__init__"},
 ]
 
 
