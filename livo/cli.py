@@ -118,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", cli_evaluate.evaluate, "Measure bias, toxicity and quality of methods on prompts, with intervals.")
     cli_evaluate.add_evaluate(sub, _positive)
 
+    sub = command(
+        "benchmark", cli_evaluate.benchmark, "Replay the LiVO paper's table and figures in the embedded world; resumable."
+    )
+    cli_evaluate.add_benchmark(sub, _positive)
+
     command("env", _env, "Print versions and hardware, for bug reports.")
 
     sub = command("papertown", _papertown, "Show the embedded world.")

@@ -96,6 +96,32 @@ def evaluate(args) -> None:
         print(f"{args.output}/results.json written; report.html and contact.png lie beside it")
 
 
+def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
+    sub.add_argument(
+        "what", choices=["papertown"], help="papertown: the LiVO paper's main table and figures, every baseline included"
+    )
+    sub.add_argument("--images", type=positive, default=50, help="images a prompt in the table (default 50)")
+    sub.add_argument(
+        "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
+    )
+    sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
+    sub.add_argument("--tries", type=positive, default=10, help="images a training prompt when baselines are tuned (default 10)")
+    sub.add_argument("--rounds", type=positive, default=30, help="rounds of UCE's debias loop (default 30, the authors')")
+    sub.add_argument("--train-steps", type=positive, default=1500, help="of Diffusion-DPO and PopAlign (default 1500)")
+    sub.add_argument("--ablation-steps", type=positive, default=400, help="of Concept Ablation (default 400)")
+    sub.add_argument("--study-steps", type=positive, default=600, help="of each training run of the figures (default 600)")
+
+
+def benchmark(args) -> None:
+    from livo.papertown.benchmark import Budget
+    from livo.papertown.benchmark import benchmark as run
+
+    budget = Budget(args.images, args.tries, args.rounds, args.train_steps, args.ablation_steps, args.study_steps)
+    report = run(args.work, args.docs, budget)
+    print(report.read_text(encoding="utf-8"))
+    print(f"{report} written; its pictures and benchmark.json lie beside it")
+
+
 def _pipeline(args):
     from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 

@@ -63,8 +63,8 @@ def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Ima
     for i in chosen:
         for name, read in found.items():
             images = [Image.fromarray(array) for array in read.thumbnails[i]]
-            title = read.prompts[i].text if name == next(iter(found)) else ""
-            sheets.append(grid(images, len(images), title=title, note=f"{name}: {_decided(read.decisions[i])}", cell=96))
+            title = f"{name}: {read.prompts[i].text}"
+            sheets.append(grid(images, len(images), title=title, note=_decided(read.decisions[i]), cell=96))
     return stack(sheets)
 
 

@@ -22,7 +22,7 @@ from livo.prompts import Prompt
 
 Figure = dict[str, object]
 Figures = dict[str, Figure]
-_SAME = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
+SAME = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
 _SHOWING = 0.5  # share of a prompt's images that must show a class, else the prompt is about no person and has no bias
 
 
@@ -281,7 +281,7 @@ def _quality(found: Readings, judges: Sequence[Judge], base: Readings | None, re
         figures["CLIP score"] = summary(found.clip.mean(1))
     if base is not None:
         apart = np.sqrt(((found.small.astype(float) - base.small) ** 2).mean((2, 3, 4)))
-        figures["as the base %"] = summary([metrics.share(row < _SAME) for row in apart])
+        figures["as the base %"] = summary([metrics.share(row < SAME) for row in apart])
         if found.features is not None:
             moved = [metrics.drift(a, b).mean() for a, b in zip(found.features, base.features, strict=True)]
             figures["drift"] = summary(moved)

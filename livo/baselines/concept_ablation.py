@@ -46,11 +46,13 @@ class ConceptAblation(WeightEdit):
         if not steps or not pairs:
             yield cls({name: weight.clone() for name, weight in own.items()}, settings)
             return
-        latents = _anchors(pipe, pairs, images, guidance, sampler_steps, seed)
+        anchors = sorted({anchor for _, anchor in pairs})
+        latents = _images(pipe, anchors, images, guidance, sampler_steps, seed)
         texts = sorted({text for pair in pairs for text in pair})
         embeds, pooled = encode(pipe, texts)
         place = {text: i for i, text in enumerate(texts)}
-        rows = torch.tensor([[place[target], place[anchor]] for target, anchor in pairs for _ in range(images)])
+        drawn = {anchor: range(i * images, (i + 1) * images) for i, anchor in enumerate(anchors)}
+        rows = torch.tensor([[place[target], place[anchor], image] for target, anchor in pairs for image in drawn[anchor]])
         noising, device = Noising(pipe.scheduler), pipe.unet.device
 
         def predict(noisy, t, which):
@@ -63,15 +65,14 @@ class ConceptAblation(WeightEdit):
 
         def loss(step: int, micro: int):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            chosen = torch.randint(len(rows), (batch,), generator=generator)
+            target, anchor, image = rows[torch.randint(len(rows), (batch,), generator=generator)].T
             t = torch.randint(noising.steps, (batch,), generator=generator).to(device)
             noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
-            noisy, _ = noising(latents[chosen].to(device), noise, t)
-            target, anchor = rows[chosen].T.to(device)
+            noisy, _ = noising(latents[image].to(device), noise, t)
             told = noising.timestep(t)
             with torch.no_grad():
-                wanted = predict(noisy, told, anchor)
-            return (predict(noisy, told, target) - wanted).square().mean(), {}
+                wanted = predict(noisy, told, anchor.to(device))
+            return (predict(noisy, told, target.to(device)) - wanted).square().mean(), {}
 
         before = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
         edit = cls({name: weight.clone() for name, weight in own.items()}, settings)
@@ -88,13 +89,15 @@ class ConceptAblation(WeightEdit):
         yield edit
 
 
-def _anchors(pipe, pairs, images: int, guidance: float, steps: int, seed: int) -> torch.Tensor:
-    """Latents (pairs x images, C, h, w) of each pair's anchor, as the UNet sees them."""
+def _images(pipe, prompts: Sequence[str], images: int, guidance: float, steps: int, seed: int) -> torch.Tensor:
+    """Latents (prompts x images, C, h, w) that the model draws, as the UNet sees them."""
     parts = []
-    for i, (_, anchor) in enumerate(pairs):
+    together = max(1, 32 // images)
+    for i in range(0, len(prompts), together):
         options = {"num_images_per_prompt": images, "num_inference_steps": steps, "guidance_scale": guidance}
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**32)
         value = {"value": None} if hasattr(pipe, "value_encoder") else {}
         with torch.autocast(pipe.unet.device.type, torch.bfloat16):
-            parts.append(pipe(anchor, output_type="latent", generator=generator, **options, **value).images.float().cpu())
+            out = pipe(list(prompts[i : i + together]), output_type="latent", generator=generator, **options, **value)
+        parts.append(out.images.float().cpu())
     return torch.cat(parts)
