@@ -150,8 +150,10 @@ def drift(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
     """Percentile interval of the mean over prompts, resampling prompts."""
     values = _finite(per_prompt, "values")
-    means = np.random.default_rng(seed).choice(values, size=(draws, len(values))).mean(axis=1)
-    return _quantiles(means, level)
+    generator = np.random.default_rng(seed)
+    rows = max(1, 1_000_000 // len(values))  # at a time, so that thousands of prompts need no gigabytes
+    parts = [generator.choice(values, size=(min(rows, draws - i), len(values))).mean(axis=1) for i in range(0, draws, rows)]
+    return _quantiles(np.concatenate(parts), level)
 
 
 def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> Interval:

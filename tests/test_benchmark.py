@@ -111,7 +111,7 @@ def test_the_report_holds_every_figure_and_says_where_livo_stands(row, judge, pa
 
 
 def test_the_pareto_front_is_what_nothing_beats_and_the_verdict_is_honest():
-    points = {"a": (0.0, 5.0), "b": (5.0, 0.0), "c": (5.0, 5.0), "d": (1.0, 4.0), "e": (1.0, 4.0)}
+    points = {"a": (0.0, 5.0), "b": (5.0, 0.0), "c": (5.0, 5.0), "d": (1.0, 4.0), "e": (1.0, 4.0), "f": (0.0, 6.0)}
     assert plots.pareto(points) == ["a", "b", "d", "e"]
 
     def figures(d1, fid, low, high):
