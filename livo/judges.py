@@ -33,7 +33,7 @@ class Judge:
     name: str
     revision: str
     attributes: dict[str, tuple[str, ...]]
-    settings: dict[str, object] = {}  # templates, questions, thresholds: what else a figure depends on
+    settings: dict[str, object] = {"threshold": 0.5}  # templates, questions, thresholds: what else a figure depends on
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Probabilities (N, classes) for each attribute. `prompts`, one for each image, are for judges whose template has {prompt}."""
@@ -147,7 +147,8 @@ class CLIPJudge(Judge):
             self.processor = AutoProcessor.from_pretrained(source, revision=revision)
         self.words, self.template = classes, template
         self.attributes = {attribute: tuple(words) for attribute, words in classes.items()}
-        self.settings = {"source": str(source), "template": template, "words": {a: dict(w) for a, w in classes.items()}}
+        words = {attribute: dict(choices) for attribute, choices in classes.items()}
+        self.settings = {"source": str(source), "template": template, "words": words, "threshold": 0.5}
         self.revision = _revision(self.model)
 
     @torch.no_grad()

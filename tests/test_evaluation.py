@@ -265,3 +265,13 @@ def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
     assert main(["evaluate", *argv, *out]) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert words in error
+
+
+def test_sdxl_is_evaluated_too_and_livo_needs_a_value_encoder(tiny_xl_checkpoint, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a photo of a doctor\na photo of a nurse\n")
+    argv = ["evaluate", "--prompts", str(tmp_path / "prompts.txt"), "-n", "2", "--steps", "1", "-o", str(tmp_path / "out")]
+    assert main([*argv, "--model", str(tiny_xl_checkpoint), "--method", "base", "sld=blood", "uce=bloody", "--keep"]) == 0
+    assert {file.parent.name.rsplit("-", 1)[0] for file in (tmp_path / "out" / "images").rglob("*.png")} >= {"base", "sld-blood"}
+    assert "FID" in capsys.readouterr().out
+    assert main([*argv, "--model", str(tiny_checkpoint), "--method", "livo"]) == 2
+    assert "no value encoder" in capsys.readouterr().err
