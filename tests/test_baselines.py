@@ -274,3 +274,14 @@ def test_an_edit_for_another_model_is_refused(base):
     name = next(iter(cross_attention(base)))
     with pytest.raises(ValueError, match="the UNet's is"), WeightEdit({name: torch.zeros(2, 2)}).on(base):
         pass
+
+
+def test_a_lora_that_changes_the_text_encoder_too_is_refused_and_leaves_nothing(base, tmp_path):
+    plain = images(base)
+    shape = base.text_encoder.config.hidden_size
+    key = "encoder.layers.0.self_attn.q_proj"
+    layers = {f"{key}.lora_A.weight": torch.randn(2, shape), f"{key}.lora_B.weight": torch.randn(shape, 2)}
+    base.save_lora_weights(tmp_path, text_encoder_lora_layers=layers)
+    with pytest.raises(ValueError, match="text encoder too"):
+        LoRA.read(base, tmp_path)
+    assert np.array_equal(images(base), plain)

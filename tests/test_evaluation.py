@@ -233,6 +233,25 @@ def test_two_judges_report_where_they_differ_and_any_yes_is_a_risk(papertown, ju
     assert "coin: R nsfw" in head
 
 
+def test_a_judge_that_embeds_images_and_texts_gives_the_clip_score(papertown, tmp_path):
+    class Pixels(Coin):
+        """Mean colour against the length of the words: a CLIP that one can compute in the head."""
+
+        def embed(self, images):
+            return np.stack([np.asarray(image.resize((1, 1))).ravel() for image in images]).astype(np.float32)
+
+        def embed_texts(self, texts):
+            return np.array([[len(text), 1.0, 1.0] for text in texts], dtype=np.float32)
+
+    eye, settings = Pixels(), Settings(images=2, batch=8, steps=1, group=2)
+    list(evaluate(papertown, [Method("base")], PROMPTS, [eye], tmp_path, settings))
+    result, found = results.assemble(tmp_path, [Method("base")], PROMPTS, [eye], papertown.principles, settings)
+    features = found["base"].features
+    texts = np.repeat(eye.embed_texts([prompt.text for prompt in PROMPTS])[:, None], 2, axis=1)
+    wanted = metrics.clip_score(features.reshape(-1, 3), texts.reshape(-1, 3)).reshape(4, 2).mean(1)
+    assert result["figures"]["all prompts"]["base"]["images"]["CLIP score"]["per_prompt"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_stated_classes_are_whole_words_or_what_the_file_says():
     classes = ("male", "female")
     assert results.stated(Prompt("a photo of a female doctor"), "gender", classes) == "female"

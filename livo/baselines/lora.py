@@ -16,10 +16,21 @@ class LoRA(WeightEdit):
 
     @classmethod
     def read(cls, pipe: DiffusionPipeline, folder: str | Path, scale: float = 1.0) -> LoRA:
-        """The merged weights of `load_lora_weights(folder)` for this pipeline, which is left as it was."""
+        """The merged weights of `load_lora_weights(folder)` for this pipeline, which is left as it was.
+
+        Raises:
+            ValueError: it changes a text encoder too, which an edit of the UNet cannot hold.
+        """
         own = {name: parameter.data.clone() for name, parameter in pipe.unet.named_parameters()}
         try:
             pipe.load_lora_weights(folder)
+            encoders = [
+                module for name, module in pipe.components.items() if name.startswith("text_encoder") and module is not None
+            ]
+            if any("lora_" in name for module in encoders for name, _ in module.named_parameters()):
+                raise ValueError(
+                    f"{folder}: this LoRA changes the text encoder too; use pipe.load_lora_weights in place of a baseline"
+                )
             pipe.fuse_lora(lora_scale=scale)
             merged = {
                 name.replace(".base_layer", ""): p.data.clone() for name, p in pipe.unet.named_parameters() if "lora_" not in name
