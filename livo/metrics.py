@@ -6,6 +6,7 @@ Empty input and numbers that are not finite raise ValueError: a figure that nobo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -47,6 +48,7 @@ def discrepancy(n: np.ndarray) -> dict[str, float]:
     return {"pooled": d2(rows.sum(0)) / 100, "per_prompt": float(np.mean([d2(row) for row in rows if row.sum()])) / 100}
 
 
+@cache
 def fair_floor(metric: Callable[[np.ndarray], float], classes: int, images: int, draws: int = 20_000, seed: int = 0) -> float:
     """What `metric` is on average for a perfectly fair sampler that draws each image on its own: its floor is not 0."""
     if images < 1:
