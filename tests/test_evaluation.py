@@ -132,9 +132,9 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
         (PROMPTS[:2], SMALL, "prompts"),
         (PROMPTS, Settings(images=4, batch=8, steps=3, group=2), "settings"),
     ):
-        with pytest.raises(ValueError, match=f"another {words}"):
+        with pytest.raises(ValueError, match=f"with other {words}"):
             next(evaluate(papertown, methods, prompts, [judge], folder, settings))
-    with pytest.raises(ValueError, match="method 'negative' with another edit"):
+    with pytest.raises(ValueError, match="method 'negative' there was begun with other edit"):
         list(evaluate(papertown, [Method("negative", edit=NegativePrompt("zombie"))], PROMPTS, [judge], folder, SMALL))
 
 
