@@ -341,8 +341,9 @@ def _claim_file(file: Path, content: dict, what: str) -> dict:
         before = json.loads(file.read_text())
         changed = [key for key, value in content.items() if before.get(key) != value]
         if changed:
+            other = ", ".join(changed)
             raise ValueError(
-                f"{file.parent} holds the {what} with another {', '.join(changed)}: go on as it was, or give another folder"
+                f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder"
             )
         return content
     with replacing(file) as temporary:
