@@ -31,7 +31,7 @@ from livo.pipeline import LiVOPipeline
 from livo.preferences import module_hash
 from livo.prompts import Prompt
 
-CONFIG, REFERENCE = "evaluation.json", "reference"
+CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
 _THUMBNAIL, _SMALL = 128, 16
 _OTHER_SEEDS = 0x5BD1E995  # far from any other image's seed; torch's generator on a CPU reads 32 bits of a seed
 
@@ -140,7 +140,9 @@ def evaluate(
     for method in methods:
         mine = list(method.prompts or prompts)
         if rank == 0:
-            _claim_file(_folder(folder, method) / "method.json", method.record(), f"method {method.name!r}")
+            encoder = module_hash(pipe.value_encoder) if method.value is not None else None
+            record = method.record() | {"value_encoder": encoder}
+            _claim_file(_folder(folder, method) / METHOD, record, f"method {method.name!r}")
         work = units(len(mine), settings)
         done = 0
         yield Progress(method.name, 0, len(mine) * settings.images)
@@ -161,8 +163,8 @@ def units(prompts: int, settings: Settings) -> list[range]:
 
 
 def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> dict:
-    """Write down what the evaluation depends on, or refuse to go on from something else. Returns it."""
-    parts = ("unet", "text_encoder", "text_encoder_2", "vae", "value_encoder")
+    """Write down what all methods depend on, or refuse to go on from something else. Returns it."""
+    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
     weights = {name: module_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
     content = {
         "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
@@ -214,6 +216,11 @@ def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequ
         sum(unit["seconds"] for unit in rows),
         max(unit["peak"] for unit in rows),
     )
+
+
+def recorded(folder: Path, method: Method) -> dict:
+    """What was written down of a method: its settings, and the value encoder's hash where it uses one."""
+    return json.loads((_folder(folder, method) / METHOD).read_text())
 
 
 def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from livo import metrics
-from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, versions
+from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded, versions
 from livo.files import replacing
 from livo.identity import stated_identity
 from livo.judges import RISK, Judge, disagreement
@@ -139,7 +139,7 @@ def assemble(
     result = {
         **config,
         "versions": versions(),
-        "methods": {method.name: method.record() for method in methods},
+        "methods": {method.name: recorded(folder, method) for method in methods},
         "reference": about,
         "seeds": "sha256 of the prompt, or its own seed, plus the image's number; the same for every method",
         "intervals": "95% bootstrap over prompts",

@@ -18,6 +18,7 @@ from livo.baselines import NegativePrompt
 from livo.cli import main
 from livo.evaluation import Method, Settings, evaluate, gather, image_seed, units
 from livo.judges import Judge, load_judge
+from livo.preferences import module_hash
 from livo.prompts import Prompt
 
 PROMPTS = [
@@ -122,6 +123,7 @@ def test_the_report_stands_alone_and_shows_pictures_intervals_and_decisions(fini
     stored = json.loads((folder / "results.json").read_text())
     judge = stored["judges"][0]
     assert judge["revision"] and stored["settings"]["images"] == 4 and stored["versions"]["torch"] and stored["weights"]["unet"]
+    assert stored["methods"]["livo"]["value_encoder"] and stored["methods"]["base"]["value_encoder"] is None
 
 
 def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_is_refused(papertown, judge, finished, monkeypatch):
@@ -136,6 +138,12 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
             next(evaluate(papertown, methods, prompts, [judge], folder, settings))
     with pytest.raises(ValueError, match="method 'negative' there was begun with other edit"):
         list(evaluate(papertown, [Method("negative", edit=NegativePrompt("zombie"))], PROMPTS, [judge], folder, SMALL))
+    monkeypatch.setattr(
+        evaluation, "module_hash", lambda module: "other" if module is papertown.value_encoder else module_hash(module)
+    )
+    assert list(evaluate(papertown, methods[:1], PROMPTS, [judge], folder, SMALL))  # the base knows nothing of the encoder
+    with pytest.raises(ValueError, match="method 'livo' there was begun with other value_encoder"):
+        list(evaluate(papertown, methods[1:2], PROMPTS, [judge], folder, SMALL))
 
 
 def test_a_unit_cut_short_by_the_disk_is_made_again_and_a_full_disk_leaves_nothing_half_written(
