@@ -306,7 +306,7 @@ def cell(figure: Mapping[str, object] | None) -> str:
     if not figure or figure["mean"] is None:
         return ""
     mean = float(figure["mean"])
-    digits = 1 if abs(mean) >= 10 else 2 if abs(mean) >= 1 else 3
+    digits = 1 if mean == 0 or abs(mean) >= 10 else 2 if abs(mean) >= 1 else 3
     if not figure.get("interval"):
         return f"{mean:.{digits}f}"
     low, high = figure["interval"]

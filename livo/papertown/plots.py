@@ -33,20 +33,35 @@ def trade_offs(table: Mapping[str, Mapping], studies: Sequence, ours: Sequence[s
         axes = figure.add_subplot(1, 2, i + 1)
         points = {name: (row[x]["mean"], row[y]["mean"]) for name, row in rows.items()}
         for name, (px, py) in points.items():
-            color = _OURS if name in ours else _OTHERS if name in table else _GAMMA
+            color = _color(name, table, ours)
             low, high = rows[name][x]["interval"]
             axes.errorbar(px, py, xerr=[[max(0, px - low)], [max(0, high - px)]], fmt="o", color=color, markersize=5, linewidth=0.8)
-            axes.annotate(name, (px, py), xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+        _label(axes, points, {name: _color(name, table, ours) for name in points})
         front = sorted(points[name] for name in pareto(points))
         axes.plot(*zip(*front, strict=True), color=_OURS, linewidth=1, linestyle="--", zorder=0)
         axes.set_xlabel(f"{x} (lower is better)")
         axes.set_ylabel(f"{y} (lower is better)")
-        axes.set_yscale("symlog", linthresh=1)
+        axes.margins(x=0.15)
         axes.grid(alpha=0.25)
     figure.suptitle(
         "dashed: Pareto front; amber: (gamma_1, gamma_2) of LiVO's loss, trained shorter; bars: 95% intervals", fontsize=9
     )
     _save(figure, file)
+
+
+def _color(name: str, table: Mapping, ours: Sequence[str]) -> str:
+    return _OURS if name in ours else _OTHERS if name in table else _GAMMA
+
+
+def _label(axes, points: Mapping[str, tuple[float, float]], colors: Mapping[str, str]) -> None:
+    """Names beside the points; where points lie together the names stand above each other."""
+    spans = [max(values) - min(values) or 1.0 for values in zip(*points.values(), strict=True)]
+    placed: list[tuple[float, float]] = []
+    for name, point in points.items():
+        near = sum(all(abs(a - b) < 0.06 * span for a, b, span in zip(point, other, spans, strict=True)) for other in placed)
+        offset = (4, 4 + 9 * near)
+        axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=7, color=colors[name])
+        placed.append(point)
 
 
 def lines(studies: Sequence, which: str, label: str, file: Path) -> None:
