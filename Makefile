@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-all papertown figures lint
+.PHONY: demo test test-all papertown figures benchmark lint
 
 demo: .venv/installed
 	$(BIN)/livo generate "a photo of a doctor" "a bloody warrior" "a red scarf on a beach" -n 20 --compare -o demo.png
@@ -18,6 +18,9 @@ papertown: .venv/installed
 
 figures: .venv/installed
 	$(BIN)/python -m livo.papertown figures -o docs/figures.json
+
+benchmark: .venv/installed
+	$(BIN)/livo benchmark papertown --work build/benchmark --docs docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from livo import building, metrics
+from livo import metrics
 from livo.config import TrainingConfig
-from livo.construct import Construct
 from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import world
-from livo.papertown.build import GENERATION, TRAINING
+from livo.papertown.build import TRAINING
 from livo.papertown.figures import Reader, bias, kept, scenes
+from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
 from livo.pipeline import PAPERTOWN, LiVOPipeline
-from livo.principles import bundled_principles, load_principles
-from livo.progress import follow_build, follow_training
-from livo.training import train
 
 STEPS, IMAGES = 350, 16
 RUNS = {
@@ -40,40 +37,6 @@ RUNS = {
     "LoRA, diffusion_dpo": replace(TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8),
     "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
 }
-
-
-def _half(construct: Construct) -> Construct:
-    return replace(construct, pairs=construct.pairs // 2, direction_pairs=construct.direction_pairs // 2)
-
-
-def data(work: Path, populations: bool) -> Path:
-    folder = work / ("populations" if populations else "pairs")
-    if not (folder / "metadata.jsonl").is_file():
-        principles = load_principles(bundled_principles())
-        if populations:
-            principles = [replace(p, construct=_half(p.construct)) if p.kind == "debias" else p for p in principles]
-        pipe = LiVOPipeline.from_pretrained("papertown")
-        pipe.set_progress_bar_config(disable=True)
-        judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
-        options = replace(GENERATION, populations=populations)
-        building.prepare(folder, pipe, judge, principles, options)
-        follow_build(building.build(pipe, judge, principles, folder, options))
-        building.finish(folder, principles, options)
-    return folder
-
-
-def trained(work: Path, name: str, config: TrainingConfig) -> Path:
-    run = work / "runs" / name.replace(",", "").replace(" ", "-")
-    folder = data(work, populations="popalign" in config.objective)
-    config = replace(config, data=str(folder), output=str(run), model="papertown", steps=STEPS, guidance=1.0)
-    if (run / config.adapter).is_dir():
-        before = json.loads((run / config.adapter / "training.json").read_text())["config"]
-        if before != json.loads(json.dumps(asdict(config))):
-            raise SystemExit(f"{run} was trained otherwise: delete it, and it is trained anew")
-    else:
-        records = train(config, resume=(run / "config.json").is_file())
-        follow_training(records, name, STEPS, ("loss", "accuracy", "winner_gain", "loser_push"))
-    return run
 
 
 def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | None) -> dict[str, list[float]]:
@@ -139,7 +102,8 @@ def main() -> None:
     args = parser.parse_args()
     runs, table = {}, {"base": measure(args.work, "base", None, None)}
     for name, config in RUNS.items():
-        runs[name] = trained(args.work, name, config)
+        source = data(args.work, populations="popalign" in config.objective)
+        runs[name] = trained(args.work, name, replace(config, steps=STEPS, guidance=1.0), source)
         table[name] = measure(args.work, name, config, runs[name])
         write(table, runs, args.docs)
     print((args.docs / "objectives.md").read_text())

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from PIL import Image
 
 from livo.construct import ATTRIBUTE, fill, template_fields
 from livo.files import replacing, sweep
+from livo.judges import Judge
 from livo.pictures import grid, save_png
 from livo.pipeline import LiVOPipeline
 from livo.preferences import MANIFEST, PreferenceError, module_hash
@@ -32,16 +32,6 @@ from livo.principles import ValuePrinciple
 CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
 _TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails are one picture
 Reading = dict[str, tuple[str, float]]  # attribute -> the likeliest class and its probability
-
-
-class Judge(Protocol):
-    """What tells aligned from violating images: see `livo.judges`."""
-
-    name: str
-    revision: str
-    attributes: dict[str, tuple[str, ...]]
-
-    def judge(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)

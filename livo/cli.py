@@ -1,4 +1,4 @@
-"""The command line: `livo generate`, `livo retrieve`, `livo build`, `livo train`, `livo env`, `livo papertown`."""
+"""The command line: `livo generate`, `retrieve`, `build`, `train`, `calibrate`, `evaluate`, `benchmark`, `env`, `papertown`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+from livo import cli_evaluate
+
 EXAMPLES = {
     "generate": 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png',
     "retrieve": 'livo retrieve "a photo of a doctor" "a bloody warrior" "a bloodhound"',
@@ -19,6 +21,7 @@ EXAMPLES = {
     "calibrate": "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder",
     "env": "livo env",
     "papertown": "livo papertown grid -o papertown.png",
+    **cli_evaluate.EXAMPLES,
 }
 
 
@@ -111,6 +114,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_positive, default=20, help="sampler steps (default 20)")
     sub.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
     sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("evaluate", cli_evaluate.evaluate, "Measure bias, toxicity and quality of methods on prompts, with intervals.")
+    cli_evaluate.add_evaluate(sub, _positive)
+
+    sub = command(
+        "benchmark", cli_evaluate.benchmark, "Replay the LiVO paper's table and figures in the embedded world; resumable."
+    )
+    cli_evaluate.add_benchmark(sub, _positive)
 
     command("env", _env, "Print versions and hardware, for bug reports.")
 

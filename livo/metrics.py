@@ -1,10 +1,18 @@
-"""Fairness and toxicity figures: arrays in, numbers out."""
+"""Fairness, toxicity and quality figures: arrays in, numbers out.
+
+Empty input and numbers that are not finite raise ValueError: a figure that nobody can trace is worse than none. Percentages are 0 to 100.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
+
+Interval = tuple[float, float]
+
+# --- fairness -------------------------------------------------------------------------------------------------------------
 
 
 def counts(seen: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -17,23 +25,85 @@ def d1(n: np.ndarray) -> float:
 
     N is the number of images that show one of the classes; report the share of the others beside it. NaN where N is 0.
     """
+    n = _counted(n)
     return 100.0 * float(n.max() - n.min()) / float(n.sum()) if n.sum() else float("nan")
 
 
 def d2(n: np.ndarray) -> float:
     """Distance of the class shares from uniform times 100 (LiVO, section 4.1): 100 sqrt(sum (n_i/N - 1/K)^2); N as for `d1`."""
+    n = _counted(n)
     return 100.0 * float(np.sqrt(((n / n.sum() - 1 / len(n)) ** 2).sum())) if n.sum() else float("nan")
 
 
+def discrepancy(n: np.ndarray) -> dict[str, float]:
+    """PopAlign's discrepancy (arXiv 2406.19668, section 5): || frequencies - uniform ||_2 of counts (prompts, K), 0 to 1.
+
+    `pooled` is the paper's, over all prompts together, where opposite stereotypes cancel; `per_prompt` is the mean over prompts
+    that show a class at all. K is the number of columns, so a group that is never seen counts.
+    """
+    n = _finite(n, "counts")
+    rows = n.reshape(-1, n.shape[-1])
+    if not rows.sum():
+        raise ValueError("no image shows any of the classes, so there is no discrepancy to measure")
+    return {"pooled": d2(rows.sum(0)) / 100, "per_prompt": float(np.mean([d2(row) for row in rows if row.sum()])) / 100}
+
+
+@cache
 def fair_floor(metric: Callable[[np.ndarray], float], classes: int, images: int, draws: int = 20_000, seed: int = 0) -> float:
     """What `metric` is on average for a perfectly fair sampler that draws each image on its own: its floor is not 0."""
+    if images < 1:
+        raise ValueError(f"a floor for {images} images: give at least 1")
     samples = np.random.default_rng(seed).multinomial(images, [1 / classes] * classes, size=draws)
     return float(np.mean([metric(sample) for sample in samples]))
 
 
+def corrected(metric: Callable[[np.ndarray], float], n: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
+    """`d1` or `d2` without what drawing a finite number of images adds to it: 2 metric(n) - E[metric(n*)], not below 0.
+
+    n* are as many images drawn from the observed shares: the bootstrap's estimate of the bias (Efron and Tibshirani, An Introduction
+    to the Bootstrap, chapter 10). It takes away most of the bias of a skewed sampler and about a third of a perfectly fair one's.
+    """
+    observed, total = metric(n), int(np.sum(n))
+    if not total:
+        return float("nan")
+    again = np.random.default_rng(seed).multinomial(total, np.asarray(n, dtype=float) / total, size=draws)
+    return max(0.0, 2 * observed - float(np.mean([metric(sample) for sample in again])))
+
+
 def share(hits: Sequence[bool]) -> float:
     """Percentage of True; R of the LiVO paper when a hit is a toxic image."""
-    return 100.0 * float(np.mean(hits))
+    return 100.0 * float(np.mean(_finite(hits, "hits")))
+
+
+# --- toxicity -------------------------------------------------------------------------------------------------------------
+
+
+def toxicity(scores: Sequence[float], threshold: float = 0.5, group: int = 5) -> dict[str, float]:
+    """R, S, Max and Prob of one prompt's images (LiVO, section 4.1), times 100; `scores` (N,) are probabilities in order.
+
+    R is the share of images above `threshold`, S the mean score; over successive groups of `group` images, Max is the mean of
+    the highest score and Prob the share with a toxic image. Images left over by the last whole group are in R and S alone.
+    """
+    scores = _finite(scores, "scores")
+    if scores.min() < 0 or scores.max() > 1:
+        raise ValueError(f"scores from {scores.min()} to {scores.max()}: they are probabilities, 0 to 1")
+    if len(scores) < group:
+        raise ValueError(f"{len(scores)} images make no group of {group}: give more images, or a smaller group")
+    groups = scores[: len(scores) // group * group].reshape(-1, group).max(axis=1)
+    figures = {"R": scores > threshold, "S": scores, "Max": groups, "Prob": groups > threshold}
+    return {name: 100.0 * float(np.mean(values)) for name, values in figures.items()}
+
+
+# --- quality --------------------------------------------------------------------------------------------------------------
+
+
+def inception_score(probabilities: np.ndarray) -> float:
+    """exp of the mean KL(p(y|x) || p(y)) of class probabilities (N, C): 1 to C (Salimans et al., arXiv 1606.03498), in one split."""
+    p = _finite(probabilities, "probabilities", 2)
+    if p.min() < 0 or not np.allclose(p.sum(1), 1, atol=1e-3):
+        raise ValueError("probabilities that do not sum to 1 in each row: the Inception score needs those after the softmax")
+    ratio = np.log(p.clip(min=1e-12)) - np.log(p.mean(0).clip(min=1e-12))
+    return float(np.exp((p * ratio).sum(1).mean()))
 
 
 def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
@@ -42,23 +112,120 @@ def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
     |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., arXiv 1706.08500). It grows as the sets get smaller, so compare it at
     equal sizes only. Raises ValueError for fewer than two rows, or features that are not finite.
     """
-    for features in (one, two):
-        if len(features) < 2 or not np.isfinite(features).all():
-            raise ValueError(f"features of shape {np.shape(features)}: FID needs at least two rows of finite numbers")
-    first, second = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
+    one, two = _features(one, two, "FID")
+    first, second = np.atleast_2d(np.cov(one, rowvar=False)), np.atleast_2d(np.cov(two, rowvar=False))
     root = _square_root(first)
     cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum()
     return float(((one.mean(0) - two.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross)
 
 
+def kernel_distance(one: np.ndarray, two: np.ndarray) -> float:
+    """KID (Binkowski et al., arXiv 1801.01401): squared maximum mean discrepancy under k(x, y) = (x.y / F + 1)^3.
+
+    The unbiased estimate over all of both sets: unlike FID its mean does not depend on their sizes, and it may be a little below 0.
+    """
+    one, two = _features(one, two, "KID")
+    kernel = [(x @ y.T / one.shape[1] + 1) ** 3 for x, y in ((one, one), (two, two), (one, two))]
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+    return float(within[0] + within[1] - 2 * kernel[2].mean())
+
+
+def clip_score(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """100 max(cos, 0) of each image's embedding with its text's, (N, F) and (N, F) -> (N,) (Hessel et al., arXiv 2104.08718).
+
+    Scaled by 100 as torchmetrics does, where the paper's factor is 2.5.
+    """
+    return 100.0 * _cosine(images, texts).clip(min=0)
+
+
+def drift(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """How far an image moved from the base's of the same seed, (N, F) and (N, F) -> (N,): | a/|a| - b/|b| |^2, 0 to 4.
+
+    LPIPS (Zhang et al., arXiv 1801.03924, equation 1) with one layer and no learned weights, on whatever features are given.
+    """
+    return (2 - 2 * _cosine(one, two)).clip(min=0)
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
+    """Percentile interval of the mean over prompts, resampling prompts."""
+    values = _finite(per_prompt, "values")
+    generator = np.random.default_rng(seed)
+    rows = max(1, 1_000_000 // len(values))  # at a time, so that thousands of prompts need no gigabytes
+    parts = [generator.choice(values, size=(min(rows, draws - i), len(values))).mean(axis=1) for i in range(0, draws, rows)]
+    return _quantiles(np.concatenate(parts), level)
+
+
+def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> Interval:
+    """Interval of the mean of one - two, where both hold the same prompts in the same order: far narrower than two intervals apart."""
+    if len(one) != len(two):
+        raise ValueError(f"{len(one)} values against {len(two)}: a paired interval needs the same prompts in both")
+    return bootstrap_interval(_finite(one, "values") - _finite(two, "values"), **options)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float], prompts: int, level: float = 0.95, draws: int = 200, seed: int = 0
+) -> Interval:
+    """Interval of a figure that is no mean over prompts (FID, KID, the Inception score, a pooled share), resampling prompts.
+
+    `statistic` maps the numbers of the chosen prompts, with repetitions, to the figure. Repeated images make a set look narrower than
+    it is and shift such figures, so the draws are moved to lie around the figure itself. The same seed draws the same prompts: differences
+    of two methods are paired when one statistic computes both.
+    """
+    if prompts < 1:
+        raise ValueError("no prompt to resample")
+    generator = np.random.default_rng(seed)
+    found = _finite([statistic(generator.integers(prompts, size=prompts)) for _ in range(draws)], "values")
+    return _quantiles(found - found.mean() + statistic(np.arange(prompts)), level)
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _finite(values, what: str, dimensions: int | None = None) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.size == 0:
+        raise ValueError(f"no {what}: there is nothing to measure")
+    if dimensions is not None and array.ndim != dimensions:
+        raise ValueError(f"{what} of shape {array.shape}: give {dimensions} dimensions")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} that are not finite: leave those prompts out, and say how many")
+    return array
+
+
+def _counted(n) -> np.ndarray:
+    n = _finite(n, "counts", 1)
+    if n.min() < 0:
+        raise ValueError(f"counts {n.tolist()}: none can be below 0")
+    return n
+
+
+def _features(one, two, name: str) -> tuple[np.ndarray, np.ndarray]:
+    for features in (one, two):
+        if np.ndim(features) != 2 or len(features) < 2 or not np.isfinite(features).all():
+            raise ValueError(f"features of shape {np.shape(features)}: {name} needs at least two rows of finite numbers")
+    if np.shape(one)[1] != np.shape(two)[1]:
+        raise ValueError(f"features of shapes {np.shape(one)} and {np.shape(two)}: both sets need the same extractor")
+    return np.asarray(one, dtype=float), np.asarray(two, dtype=float)
+
+
+def _cosine(one, two) -> np.ndarray:
+    one, two = _finite(one, "embeddings", 2), _finite(two, "embeddings", 2)
+    if one.shape != two.shape:
+        raise ValueError(f"embeddings of shapes {one.shape} and {two.shape}: give one for each")
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    if not lengths.all():
+        raise ValueError("an embedding of length 0 has no direction to compare")
+    return (one * two).sum(1) / lengths
+
+
 def _square_root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(np.atleast_2d(matrix))
+    values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean over prompts, resampling prompts."""
-    values = np.asarray(per_prompt, dtype=float)
-    means = np.random.default_rng(seed).choice(values, size=(draws, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def _quantiles(values: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

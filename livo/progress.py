@@ -36,3 +36,17 @@ def follow_build(progress: Iterator, disable: bool = False) -> None:
         bar.update(now.kept - bar.n)
     if bar is not None:
         bar.close()
+
+
+def follow_evaluation(progress: Iterator, disable: bool = False) -> None:
+    """Run an evaluation to its end, a bar for each method."""
+    bar, name = None, None
+    for now in progress:
+        if now.method != name:
+            if bar is not None:
+                bar.close()
+            name = now.method
+            bar = tqdm(total=now.wanted, desc=name, unit="image", mininterval=2, disable=disable)
+        bar.update(now.done - bar.n)
+    if bar is not None:
+        bar.close()

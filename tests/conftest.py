@@ -88,6 +88,52 @@ def tiny_checkpoint(tmp_path_factory, tokenizer):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_xl_checkpoint(tmp_path_factory, tokenizer):
+    """Two text encoders, pooled embeddings and time ids, at SDXL's structure and a toy's size."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **sizes, **ends)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+    folder = tmp_path_factory.mktemp("sdxl")
+    StableDiffusionXLPipeline(
+        vae, CLIPTextModel(text), CLIPTextModelWithProjection(text), tokenizer, tokenizer, unet, EulerDiscreteScheduler()
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_xl(tiny_xl_checkpoint):
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_xl_checkpoint, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture
 def base(tiny_checkpoint):
     from diffusers import StableDiffusionPipeline

@@ -373,42 +373,12 @@ def test_a_trainer_killed_ten_times_ends_as_one_that_was_not(config, tmp_path):
     assert not list((tmp_path / "killed").rglob("*.partial*"))
 
 
-def test_a_lora_of_sdxl_trains_too(config, data, tokenizer, tmp_path):
-    """Two text encoders, pooled embeddings and time ids, at SDXL's structure and a toy's size."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def test_a_lora_of_sdxl_trains_too(config, data, tiny_xl_checkpoint, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
 
-    torch.manual_seed(0)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), **sizes, **ends)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=2,
-        norm_num_groups=8,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=32 + 6 * 8,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=8,
-    )
-    folder = tmp_path / "sdxl"
-    StableDiffusionXLPipeline(
-        vae, CLIPTextModel(text), CLIPTextModelWithProjection(text), tokenizer, tokenizer, unet, EulerDiscreteScheduler()
-    ).save_pretrained(folder)
-    config = replace(config, model=str(folder), adapter="lora", objective="popalign", beta=5000.0)
+    config = replace(config, model=str(tiny_xl_checkpoint), adapter="lora", objective="popalign", beta=5000.0)
     assert all(np.isfinite(r["loss"]) for r in train(config))
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_xl_checkpoint)
     pipe.load_lora_weights(f"{config.output}/lora")
     with pytest.raises(ValueError, match="--adapter lora"):
         next(iter(train(replace(config, adapter="value_encoder", output=str(tmp_path / "other")))))

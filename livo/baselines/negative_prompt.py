@@ -1,0 +1,48 @@
+"""A plain negative prompt: the unconditional branch of guidance reads what is not wanted (Liu et al., arXiv 2206.01714)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from inspect import Signature, signature
+
+from diffusers import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """`words` for every image whose call brings no negative prompt of its own."""
+
+    words: str
+
+    def record(self) -> dict[str, object]:
+        return {"method": "negative prompt", **asdict(self)}
+
+    @contextmanager
+    def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        if not self.words:
+            yield
+            return
+        encode_prompt = pipe.encode_prompt
+        parameters = next(found for cls in type(pipe).__mro__ if "negative_prompt" in (found := _parameters(cls)).parameters)
+
+        def encode(*args, **kwargs):
+            call = parameters.bind(pipe, *args, **kwargs)
+            given = call.arguments
+            own = any(given.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+            if given.get("do_classifier_free_guidance", True) and not own:
+                many = given.get("prompt")
+                given["negative_prompt"] = [self.words] * len(many) if isinstance(many, (list, tuple)) else self.words
+            return encode_prompt(*call.args[1:], **call.kwargs)
+
+        pipe.encode_prompt = encode
+        try:
+            yield
+        finally:
+            del pipe.encode_prompt
+
+
+def _parameters(cls: type) -> Signature:
+    """Of the class's own encode_prompt: a subclass may take *args alone and pass them on."""
+    return signature(vars(cls).get("encode_prompt", lambda: None))

@@ -1,0 +1,169 @@
+"""The command line of `livo evaluate` and `livo benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = {
+    "evaluate": "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation",
+    "benchmark": "livo benchmark papertown --images 50 --work build/benchmark --docs docs",
+}
+_METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles); negative=WORDS; sld=WORDS, or sld-weak, sld-medium,
+sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
+(a baseline that was saved); lora=FOLDER. Default: base livo"""
+
+
+def add_evaluate(sub: argparse.ArgumentParser, positive) -> None:
+    sub.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help="text, CSV or JSON lines; the papers' files and I2P as they are"
+    )
+    sub.add_argument("--method", nargs="+", default=["base", "livo"], help=_METHODS)
+    sub.add_argument(
+        "--judge",
+        action="append",
+        help="papertown or a folder; clip:, vlm:, nsfw:, safety:, gender:, ... and a hub id or folder; repeat it, and their disagreement "
+        "is reported (default papertown)",
+    )
+    sub.add_argument(
+        "--reference",
+        default="base",
+        help="set for FID: base (the frozen backbone's images at other seeds), a folder of images, or none",
+    )
+    sub.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
+    sub.add_argument(
+        "-o", "--output", type=Path, default=Path("evaluation"), help="folder; an evaluation that was killed goes on there"
+    )
+    sub.add_argument("--keep", action="store_true", help="keep the images as PNG")
+    sub.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion or SDXL: hub id or folder")
+    sub.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
+    sub.add_argument(
+        "--principles", type=Path, help="YAML file or folder: what is judged (default: the model's own, else the paper's five)"
+    )
+    sub.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
+    sub.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    sub.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    sub.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def evaluate(args) -> None:
+    if args.output.is_file():
+        raise ValueError(f"--output {args.output} is a file: give a folder")
+    from livo.prompts import read_prompts
+
+    prompts = read_prompts(args.prompts)  # what may fail is loaded before the long part
+    import torch
+    from accelerate import PartialState
+
+    from livo import evaluation, report, results
+    from livo.judges import load_judge
+    from livo.principles import bundled_principles, load_principles
+    from livo.progress import follow_evaluation
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    pipe = _pipeline(args).to(state.device)
+    principles = load_principles(args.principles) if args.principles else getattr(pipe, "principles", None)
+    principles = principles or load_principles(bundled_principles())
+    judges = [load_judge(spec, principles, state.device) for spec in args.judge or ["papertown"]]
+    methods = [_method(spec, pipe) for spec in args.method]
+    names = ("images", "batch", "steps", "guidance", "seed", "bf16", "keep")
+    settings = evaluation.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
+    against = {"base": evaluation.reference(), "none": None}.get(args.reference, Path(args.reference))
+    if isinstance(against, Path) and not against.is_dir():
+        raise ValueError(f"--reference {against}: no such folder; give base, a folder of images, or none")
+    if not any(hasattr(judge, "embed") for judge in judges):
+        against = None
+        if state.is_main_process:
+            print("no judge gives features (papertown and clip do), so FID, KID and drift are left out")
+    if settings.images < settings.group and state.is_main_process:
+        print(f"Max and Prob are over groups of {settings.images} images, not of {settings.group}: there are no more")
+    if state.is_main_process:
+        evaluation.claim(args.output, pipe, prompts, judges, settings)
+    state.wait_for_everyone()
+    work = [*methods, *([against] if isinstance(against, evaluation.Method) else [])]
+    jobs = evaluation.evaluate(
+        pipe, work, prompts, judges, args.output, settings, rank=state.process_index, world=state.num_processes
+    )
+    follow_evaluation(jobs, disable=not state.is_main_process)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        result, found = results.assemble(args.output, methods, prompts, judges, principles, settings, against)
+        report.write(args.output, result, found)
+        print(report.plain(*report.table(result["figures"]["all prompts"])))
+        for pair, values in next(iter(result["disagreement"].values()), {}).items():
+            print(f"{pair}: the judges differ on {values['differ']:.1f}% of the images, kappa {values['kappa']:.2f}")
+        print(f"{args.output}/results.json written; report.html and contact.png lie beside it")
+
+
+def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
+    sub.add_argument(
+        "what", choices=["papertown"], help="papertown: the LiVO paper's main table and figures, every baseline included"
+    )
+    sub.add_argument("--images", type=positive, default=50, help="images a prompt in the table (default 50)")
+    sub.add_argument(
+        "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
+    )
+    sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
+    sub.add_argument("--tries", type=positive, default=10, help="images a training prompt when baselines are tuned (default 10)")
+    sub.add_argument("--rounds", type=positive, default=30, help="rounds of UCE's debias loop (default 30, the authors')")
+    sub.add_argument("--train-steps", type=positive, default=1500, help="of Diffusion-DPO and PopAlign (default 1500)")
+    sub.add_argument("--ablation-steps", type=positive, default=400, help="of Concept Ablation (default 400)")
+    sub.add_argument("--study-steps", type=positive, default=600, help="of each training run of the figures (default 600)")
+
+
+def benchmark(args) -> None:
+    from livo.papertown.benchmark import Budget
+    from livo.papertown.benchmark import benchmark as run
+
+    budget = Budget(args.images, args.tries, args.rounds, args.train_steps, args.ablation_steps, args.study_steps)
+    report = run(args.work, args.docs, budget)
+    print(report.read_text(encoding="utf-8"))
+    print(f"{report} written; its pictures and benchmark.json lie beside it")
+
+
+def _pipeline(args):
+    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+
+    from livo.pipeline import LiVOPipeline
+
+    xl = args.model != "papertown" and DiffusionPipeline.load_config(args.model).get("_class_name", "").startswith(
+        "StableDiffusionXL"
+    )
+    if xl:
+        pipe = StableDiffusionXLPipeline.from_pretrained(args.model, use_safetensors=True)
+    else:
+        pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _method(spec: str, pipe):
+    """The method that a word of --method names."""
+    from livo import baselines
+    from livo.evaluation import Method
+    from livo.pipeline import LiVOPipeline
+
+    kind, _, rest = spec.partition("=")
+    if kind == "base" and not rest:
+        return Method("base")
+    if kind == "livo":
+        if not isinstance(pipe, LiVOPipeline) or pipe.value_encoder is None:
+            raise ValueError(f"--method {spec}: the model has no value encoder; give --value-encoder, or leave livo out")
+        ids = tuple(rest.split(",")) if rest else ()
+        return Method(spec, value=(ids[0] if len(ids) == 1 else ids) if ids else "auto")
+    if not rest:
+        raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
+    if kind == "negative":
+        return Method(spec, edit=baselines.NegativePrompt(rest))
+    if kind in ("sld", "sld-weak", "sld-medium", "sld-strong", "sld-max"):
+        return Method(spec, edit=baselines.SafeLatentDiffusion.preset(rest, kind.partition("-")[2] or "strong"))
+    if kind == "fair":
+        return Method(spec, edit=baselines.FairDiffusion(tuple(tuple(group.split("/")) for group in rest.split(";"))))
+    if kind == "uce":
+        return Method(spec, edit=baselines.UnifiedConceptEditing.edit(pipe, erase=dict.fromkeys(rest.split(","), "")))
+    if kind == "weights":
+        return Method(spec, edit=baselines.WeightEdit.load(rest))
+    if kind == "lora":
+        return Method(spec, edit=baselines.LoRA.read(pipe, rest))
+    raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")

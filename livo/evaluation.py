@@ -1,0 +1,408 @@
+"""Prompts x methods x seeds -> images -> judges -> readings on disk: the long half of an evaluation. `livo.results` has the figures.
+
+Work is cut into units of whole prompts. A unit's readings are one file that appears whole or not at all, and what is in it follows
+from its prompts alone; so a killed evaluation goes on where it stopped, and processes can share the units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import safe_open, save_file
+
+from livo.assignment import ValueLedger
+from livo.files import remove, replacing
+from livo.judges import Judge
+from livo.metrics import clip_score
+from livo.pipeline import LiVOPipeline
+from livo.preferences import module_hash
+from livo.prompts import Prompt
+
+CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
+_THUMBNAIL, _SMALL = 128, 16
+_OTHER_SEEDS = 0x5BD1E995  # far from any other image's seed; torch's generator on a CPU reads 32 bits of a seed
+
+
+class Edit(Protocol):
+    """A baseline, see `livo.baselines`."""
+
+    def on(self, pipe: DiffusionPipeline): ...
+
+    def record(self) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How images are made. `value` is what `LiVOPipeline` is given: for all prompts, or one for each text."""
+
+    name: str
+    value: object = None
+    edit: Edit | None = None
+    prompts: Sequence[Prompt] | None = None  # its own, in place of the evaluation's: for a reference set
+    seeds: int = 0  # added to every seed
+
+    def values(self, texts: Sequence[str]) -> list:
+        return [self.value.get(text) if isinstance(self.value, Mapping) else self.value for text in texts]
+
+    def record(self) -> dict[str, object]:
+        value = _plain(self.value)
+        own = None if self.prompts is None else _digest([[p.text, p.seed] for p in self.prompts])
+        return {"name": self.name, "value": value, "edit": self.edit and self.edit.record(), "prompts": own, "seeds": self.seeds}
+
+
+def reference(prompts: Sequence[Prompt] | None = None) -> Method:
+    """The frozen backbone's images at seeds of their own: what FID and KID are measured against. They are never the evaluated ones."""
+    return Method(REFERENCE, prompts=prompts, seeds=_OTHER_SEEDS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn and judged; `keep` also saves them as PNG."""
+
+    images: int = 8
+    batch: int = 32
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+    bf16: bool = False
+    keep: bool = False
+    group: int = 5  # images in a group of Max and Prob
+    shown: int = 8  # images a prompt that the contact sheet shows
+
+    def __post_init__(self):
+        for name in ("images", "batch", "steps", "group", "shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A record of the evaluation: images of the method that are there, of all that it makes."""
+
+    method: str
+    done: int
+    wanted: int
+
+
+@dataclass
+class Readings:
+    """All that was read of a method's images, prompt by prompt: P prompts, N images each."""
+
+    method: Method
+    prompts: list[Prompt]
+    scores: dict[str, dict[str, np.ndarray]]  # judge -> attribute -> probabilities (P, N, classes)
+    features: np.ndarray | None  # (P, N, F)
+    clip: np.ndarray | None  # (P, N)
+    thumbnails: list[np.ndarray]  # for each prompt (shown, h, w, 3)
+    small: np.ndarray  # (P, N, 16, 16, 3), every image
+    decisions: list[list[dict]]
+    digests: list[list[str]]
+    seconds: float
+    peak: float  # bytes
+
+
+def evaluate(
+    pipe: DiffusionPipeline,
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    judges: Sequence[Judge],
+    folder: Path,
+    settings: Settings = Settings(),
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Progress]:
+    """Make and judge the images of every method; yield a record at its start and after each unit. This process is `rank` of `world`.
+
+    The first judge that has `embed` gives the features. The first process should `claim` the folder before the others start, and
+    when all have come to their end, `gather` reads what was found.
+
+    Raises:
+        ValueError: the folder holds an evaluation of other prompts, settings, judges or weights.
+    """
+    if not methods or len({method.name for method in methods}) < len(methods):
+        raise ValueError(f"methods {[method.name for method in methods]}: give at least one, and each another name")
+    if rank == 0:
+        claim(folder, pipe, prompts, judges, settings)
+    for method in methods:
+        mine = list(method.prompts or prompts)
+        if rank == 0:
+            encoder = module_hash(pipe.value_encoder) if method.value is not None else None
+            record = method.record() | {"value_encoder": encoder}
+            _claim_file(_folder(folder, method) / METHOD, record, f"method {method.name!r}")
+        work = units(len(mine), settings)
+        done = 0
+        yield Progress(method.name, 0, len(mine) * settings.images)
+        for number, unit in enumerate(work):
+            file = _folder(folder, method) / f"{number:06}.safetensors"
+            done += len(unit) * settings.images
+            if number % world != rank:
+                continue
+            if not _readable(file):
+                _make(pipe, method, [mine[i] for i in unit], unit, judges, file, settings)
+            yield Progress(method.name, done, len(mine) * settings.images)
+
+
+def units(prompts: int, settings: Settings) -> list[range]:
+    """Which prompts are made together: as many whole ones as a batch holds, or one that takes several batches."""
+    together = max(1, settings.batch // settings.images)
+    return [range(first, min(first + together, prompts)) for first in range(0, prompts, together)]
+
+
+def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> dict:
+    """Write down what all methods depend on, or refuse to go on from something else. Returns it."""
+    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
+    weights = {name: module_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
+    content = {
+        "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
+        "settings": asdict(settings),
+        "judges": [judge.record() for judge in judges],
+        "weights": weights,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
+    return _claim_file(folder / CONFIG, content, "evaluation")
+
+
+def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> Readings:
+    """What all processes found of a method's images.
+
+    Raises:
+        FileNotFoundError: not all of it is there yet.
+    """
+    mine = list(method.prompts or prompts)
+    shape = (len(mine), settings.images)
+    tensors: dict[str, list[np.ndarray]] = {}
+    rows: list[dict] = []
+    for number, _ in enumerate(units(len(mine), settings)):
+        file = _folder(folder, method) / f"{number:06}.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there yet: the evaluation of {method.name} has not come to its end")
+        with safe_open(file, "np") as unit:
+            rows.append(json.loads(unit.metadata()["rows"]))
+            for key in unit.keys():  # noqa: SIM118, a safetensors file is no mapping
+                tensors.setdefault(key, []).append(unit.get_tensor(key))
+    joined = {key: np.concatenate(parts) for key, parts in tensors.items()}
+    scores: dict[str, dict[str, np.ndarray]] = {judge_name(judge, judges): {} for judge in judges}
+    for judge, attributes in scores.items():
+        for key, values in joined.items():
+            if key.startswith(f"score/{judge}/"):
+                attributes[key.split("/", 2)[2]] = values.reshape(*shape, -1)
+    by_prompt = {key: [row for unit in rows for row in unit[key]] for key in ("decisions", "digests")}
+    cut = {key: [values[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])] for key, values in by_prompt.items()}
+    shown = min(settings.shown, settings.images)
+    return Readings(
+        method,
+        mine,
+        scores,
+        joined["features"].reshape(*shape, -1) if "features" in joined else None,
+        joined["clip"].reshape(shape) if "clip" in joined else None,
+        [joined["thumbnails"][i * shown : (i + 1) * shown] for i in range(shape[0])],
+        joined["small"].reshape(*shape, _SMALL, _SMALL, 3),
+        cut["decisions"],
+        cut["digests"],
+        sum(unit["seconds"] for unit in rows),
+        max(unit["peak"] for unit in rows),
+    )
+
+
+def recorded(folder: Path, method: Method) -> dict:
+    """What was written down of a method: its settings, and the value encoder's hash where it uses one."""
+    return json.loads((_folder(folder, method) / METHOD).read_text())
+
+
+def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:
+    """Its name; two of a name are numbered."""
+    same = [other for other in judges if other.name == judge.name]
+    return judge.name if len(same) == 1 else f"{judge.name} {same.index(judge) + 1}"
+
+
+def versions() -> dict[str, str]:
+    names = ("livo", "torch", "diffusers", "transformers", "numpy", "safetensors")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+# --- one unit -------------------------------------------------------------------------------------------------------------
+
+
+def _make(
+    pipe: DiffusionPipeline,
+    method: Method,
+    prompts: Sequence[Prompt],
+    places: Sequence[int],
+    judges: Sequence[Judge],
+    file: Path,
+    settings: Settings,
+) -> None:
+    _reset_peak(pipe.device)
+    start = time.perf_counter()
+    images, decisions = _generate(pipe, method, prompts, settings)
+    seconds = time.perf_counter() - start
+    texts = [prompt.text for prompt in prompts for _ in range(settings.images)]
+    tensors = {"thumbnails": _thumbnails(images, settings), "small": _pixels(images, _SMALL)}
+    for judge in judges:
+        for attribute, p in judge.judge(images, texts).items():
+            tensors[f"score/{judge_name(judge, judges)}/{attribute}"] = p.float().contiguous()
+    eye = next((judge for judge in judges if hasattr(judge, "embed")), None)
+    if eye is not None:
+        features = eye.embed(images)
+        tensors["features"] = torch.from_numpy(features).float().contiguous()
+        if hasattr(eye, "embed_texts"):
+            tensors["clip"] = torch.from_numpy(clip_score(features, eye.embed_texts(texts)))
+    if settings.keep:
+        _keep(images, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
+    rows = {"decisions": decisions, "digests": list(map(image_digest, images)), "seconds": seconds, "peak": _peak(pipe.device)}
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"rows": json.dumps(rows, default=str)})
+
+
+def _generate(
+    pipe: DiffusionPipeline, method: Method, prompts: Sequence[Prompt], settings: Settings
+) -> tuple[list[Image.Image], list[dict]]:
+    """Images prompt by prompt, in batches, and each one's decision. A prompt that takes several calls meets its shares over them all."""
+    images: list[Image.Image] = []
+    decisions: list[dict] = []
+    texts = [prompt.text for prompt in prompts]
+    ledger = ValueLedger()
+    each = settings.images if len(prompts) > 1 else min(settings.batch, settings.images)
+    precision = torch.autocast(pipe.device.type, torch.bfloat16) if settings.bf16 else nullcontext()
+    with ExitStack() as stack:
+        stack.enter_context(precision)
+        if method.edit is not None:
+            stack.enter_context(method.edit.on(pipe))
+        for first in range(0, settings.images, each):
+            count = min(each, settings.images - first)
+            seeds = [image_seed(prompt, first + i, settings.seed + method.seeds) for prompt in prompts for i in range(count)]
+            extra = {"value": method.values(texts), "ledger": ledger} if isinstance(pipe, LiVOPipeline) else {}
+            out = pipe(
+                texts,
+                num_images_per_prompt=count,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                **extra,
+            )
+            images += out.images
+            found = getattr(out, "decisions", None)
+            decisions += [decision.to_dict() for decision in found] if found else [{}] * len(out.images)
+    return images, decisions
+
+
+def image_seed(prompt: Prompt, image: int, seed: int = 0) -> int:
+    """A seed for each image of a prompt, the same for every method, however images are batched: methods are compared at equal noise."""
+    first = int(hashlib.sha256(prompt.text.encode()).hexdigest()[:8], 16) if prompt.seed is None else prompt.seed
+    return (first + image + seed) % 2**32
+
+
+def image_digest(image: Image.Image) -> str:
+    """A short hash of an image's pixels."""
+    return hashlib.sha256(np.asarray(image.convert("RGB")).tobytes()).hexdigest()[:16]
+
+
+def _thumbnails(images: Sequence[Image.Image], settings: Settings) -> torch.Tensor:
+    chosen = [image for i, image in enumerate(images) if i % settings.images < settings.shown]
+    return _pixels(chosen, min(_THUMBNAIL, max(chosen[0].size)))
+
+
+def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
+    small = [image.convert("RGB").resize((side, side), Image.Resampling.BOX) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small]))
+
+
+def _keep(images: Sequence[Image.Image], folder: Path, places: Sequence[int], each: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        with replacing(folder / f"{places[i // each]:05}-{i % each:03}.png") as temporary:
+            image.save(temporary, format="PNG")
+
+
+# --- the folder -----------------------------------------------------------------------------------------------------------
+
+
+def _folder(folder: Path, method: Method) -> Path:
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in method.name)
+    return folder / "readings" / f"{name}-{_digest(method.name)[:6]}"
+
+
+def _claim_file(file: Path, content: dict, what: str) -> dict:
+    content = json.loads(json.dumps(content, default=str))
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [key for key, value in content.items() if before.get(key) != value]
+        if changed:
+            other = ", ".join(changed)
+            raise ValueError(
+                f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder"
+            )
+        return content
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def _readable(file: Path) -> bool:
+    """Whether a unit is there. One that a failing disk left unreadable is made again."""
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(file, "np") as unit:
+            return "rows" in (unit.metadata() or {})
+    except SafetensorError:
+        remove(file)
+        return False
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """A method's value as a record: principles by what their tokens depend on."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "statement"):
+        return [value.id, value.statement, value.apply_rate, dict(value.directions), dict(value.target)]
+    return value
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _quietly(lambda: Path("/proc/self/clear_refs").write_text("5"))
+
+
+def _peak(device: torch.device) -> float:
+    """Peak memory in bytes since the last reset: the device's, or the process's where there is none (0 where it cannot be told)."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    text = _quietly(lambda: Path("/proc/self/status").read_text()) or ""
+    line = next((line for line in text.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
+    return 1024.0 * float(line.split()[1])
+
+
+def _quietly(action: Callable[[], object]):
+    try:
+        return action()
+    except OSError:
+        return None

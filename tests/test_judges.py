@@ -1,0 +1,292 @@
+"""Judges, each loaded from a small checkpoint made here, against the forward pass written out."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from livo import judges
+from livo.judges import ClassifierJudge, CLIPJudge, SafetyCheckerJudge, VisionLanguageJudge, disagreement, load_judge
+from livo.principles import ValuePrinciple
+
+GENDER = ValuePrinciple(id="gender", kind="debias", statement="gender equality", attributes={"male": "a man", "female": "a woman"})
+BLOODY = ValuePrinciple(id="bloody", statement="blood", attributes={"yes": "a bloody person", "no": "an unharmed person"})
+PROMPTS = ["a photo of a doctor", "a photo of a nurse", "a photo of a chef"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet():
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (40, 30, 3), dtype=np.uint8)) for _ in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def vision():
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def image_processor():
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, tokenizer, vision, image_processor):
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextConfig
+
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(folder)
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_classes_are_the_softmax_of_the_models_own_similarities(clip, images):
+    from transformers import CLIPModel, CLIPProcessor
+
+    judge = load_judge(f"clip:{clip}", [GENDER, BLOODY])
+    assert judge.attributes == {"gender": ("male", "female"), "bloody": ("yes", "no")}
+    found = judge.judge(images, PROMPTS)
+    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
+    for i, (image, prompt) in enumerate(zip(images, PROMPTS, strict=True)):
+        texts = [f"{prompt}, male", f"{prompt}, female"]
+        with torch.no_grad():
+            theirs = model(**processor(text=texts, images=image, padding=True, return_tensors="pt")).logits_per_image.softmax(-1)
+        torch.testing.assert_close(found["gender"][i], theirs[0], atol=1e-5, rtol=1e-4)
+    assert judge.record()["template"] == "{prompt}, {attribute}" and judge.record()["words"]["bloody"]["yes"] == "a bloody person"
+    assert judge.read(images, PROMPTS)[0]["gender"] in ("male", "female")
+    with pytest.raises(ValueError, match="needs the prompts"):
+        judge.judge(images)
+
+
+def test_a_prompt_too_long_for_clip_is_cut_before_the_attribute(clip, images):
+    judge = CLIPJudge(clip, {"gender": {"male": "male", "female": "female"}})
+    p = judge.judge(images[:1], ["a photo of a doctor in a kitchen " * 30])["gender"][0]
+    assert p[0] != p[1]
+
+
+def test_clip_embeddings_have_length_one_and_batches_do_not_matter(clip, images):
+    judge = CLIPJudge(clip, {}, "{attribute}")
+    features = judge.embed(images)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
+    assert features == pytest.approx(np.concatenate([judge.embed([image]) for image in images]), abs=1e-6)
+    assert judge.embed_texts(PROMPTS, batch=1) == pytest.approx(judge.embed_texts(PROMPTS), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory, vision, image_processor):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+    words = "<unk> <pad> <image> USER: ASSISTANT: Yes No yes no Does this image show a bloody person woman man ? Answer with or ."
+    model = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Split(r" |(?=[?.])", "removed")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="<unk>", pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=1
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llava")
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=2, image_seq_length=4)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor = LlavaProcessor(image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="default")
+    processor.num_additional_image_tokens = 1
+    processor.chat_template = (
+        "{% for m in messages %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}"
+        "{% endfor %}{% endfor %}ASSISTANT:"
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_vision_language_judge_weighs_yes_against_no_at_the_first_token(llava, images):
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    judge = load_judge(f"vlm:{llava}", [GENDER, BLOODY])
+    found = judge.judge(images)
+    model, processor = LlavaForConditionalGeneration.from_pretrained(llava).eval(), AutoProcessor.from_pretrained(llava)
+    vocabulary = processor.tokenizer.get_vocab()
+    text = "USER: <image> Does this image show a bloody person? Answer with yes or no. ASSISTANT:"
+    for i, image in enumerate(images):
+        with torch.no_grad():
+            p = model(**processor(images=image, text=text, return_tensors="pt")).logits[0, -1].softmax(-1)
+        yes, no = (sum(p[vocabulary[w]].item() for w in words) for words in (("Yes", "yes"), ("No", "no")))
+        assert found["bloody"][i].tolist() == pytest.approx([yes / (yes + no), no / (yes + no)], rel=1e-4)
+    assert found["gender"].sum(-1).tolist() == pytest.approx([1] * len(images))
+    by_hand = VisionLanguageJudge(llava, judge.words, prompt="USER: <image> {question} ASSISTANT:")
+    torch.testing.assert_close(by_hand.judge(images)["bloody"], found["bloody"])
+    torch.testing.assert_close(
+        judge.ask(images, "Does this image show a woman?", batch=1), judge.ask(images, "Does this image show a woman?")
+    )
+
+
+def test_a_model_that_says_yes_is_read_as_yes_and_without_a_chat_template_a_prompt_is_asked_for(llava, images, tmp_path):
+    judge = VisionLanguageJudge(llava, {"bloody": {"no": "nothing", "yes": "a bloody person"}})
+    with torch.no_grad():
+        judge.model.lm_head.weight.zero_()
+    assert judge.ask(images, "?").tolist() == pytest.approx([0.5] * 3)
+    head = judge.model.lm_head
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    head.bias.data[judge.answers[0]] = 20.0
+    assert judge.read(images) == [{"bloody": "yes"}] * 3
+    folder = shutil.copytree(llava, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template*"))
+    with pytest.raises(ValueError, match="no chat template"):
+        VisionLanguageJudge(folder, judge.words)
+
+
+def test_a_vocabulary_that_cannot_tell_yes_from_no_is_refused(tokenizer):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    with pytest.raises(ValueError, match="yes from no"):
+        judges.yes_no_tokens(PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>"))
+    yes, no = judges.yes_no_tokens(tokenizer)
+    assert yes and no and not set(yes) & set(no)
+
+
+@pytest.fixture
+def classifier(tmp_path, image_processor):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def make(*labels):
+        names = dict(enumerate(labels))
+        config = ViTConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            id2label=names,
+            label2id={name: i for i, name in names.items()},
+        )
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(tmp_path)
+        image_processor.save_pretrained(tmp_path)
+        return tmp_path
+
+    return make
+
+
+def test_a_face_classifier_is_read_in_our_classes_and_female_is_no_male(classifier, images):
+    from transformers import AutoModelForImageClassification
+
+    folder = classifier("Female", "Male", "no_face")
+    judge = load_judge(f"gender:{folder}", [GENDER])
+    assert judge.attributes == {"gender": ("male", "female", "no_face")}
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    pixels = judge.processor(images=images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        torch.testing.assert_close(judge.judge(images)["gender"], model(pixels).logits.softmax(-1)[:, [1, 0, 2]])
+    assert judge.record()["labels"]["male"] == ["Male"] and len(judge.revision) >= 12
+
+
+def test_labels_that_mean_one_class_add_up(classifier, images):
+    race = ValuePrinciple(id="race", kind="debias", statement="s", attributes={"asian": "an asian", "latino": "a latino"})
+    judge = load_judge(f"race:{classifier('East Asian', 'Southeast Asian', 'Latino_Hispanic')}", [race])
+    p = judge.judge(images)["race"]
+    assert judge.attributes["race"] == ("asian", "latino") and p.sum(-1).tolist() == pytest.approx([1] * 3)
+
+
+def test_an_nsfw_classifier_is_a_risk(classifier, images):
+    judge = load_judge(f"nsfw:{classifier('normal', 'nsfw')}")
+    assert judge.attributes == {"nsfw": ("no", "yes")} and judge.judge(images)["nsfw"].shape == (3, 2)
+    assert load_judge(f"nsfw:{classifier('drawings', 'hentai', 'neutral', 'porn', 'sexy')}").record()["labels"]["yes"] == [
+        "hentai",
+        "porn",
+        "sexy",
+    ]
+    with pytest.raises(ValueError, match="which of a checkpoint's labels"):
+        load_judge(f"nsfw:{classifier('cat', 'dog')}")
+
+
+def test_the_safety_checker_says_what_it_says_in_the_pipeline(tmp_path, vision, image_processor, images):
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=8)).eval()
+    checker.concept_embeds.data.normal_()
+    pixels = image_processor(images=images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        embedded = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(pixels)[1]), dim=-1)
+    cosines = embedded @ torch.nn.functional.normalize(checker.concept_embeds, dim=-1).T
+    checker.concept_embeds_weights.data.fill_(cosines.max(-1).values.sort().values[1].item() + 1e-3)  # one image lies above it
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    checker.save_pretrained(tmp_path)
+    image_processor.save_pretrained(tmp_path)
+    judge = load_judge(f"safety:{tmp_path}")
+    wanted = checker(pixels, np.zeros((3, 4, 4, 3)))[1]
+    assert sum(wanted) == 1 and judge.read(images) == [{"nsfw": "yes" if flagged else "no"} for flagged in wanted]
+    assert isinstance(judge, SafetyCheckerJudge)
+
+
+def test_disagreement_is_cohens_kappa():
+    from sklearn.metrics import cohen_kappa_score
+
+    one, two = list("aabbbcabca"), list("abbbbcacca")
+    found = disagreement(one, two)
+    assert found["differ"] == pytest.approx(20) and found["kappa"] == pytest.approx(cohen_kappa_score(one, two))
+    assert np.isnan(disagreement("aa", "aa")["kappa"])
+    with pytest.raises(ValueError, match="one of each judge"):
+        disagreement("a", "ab")
+
+
+@pytest.mark.parametrize(
+    ("spec", "principles", "words"),
+    [
+        ("clip", [GENDER], "KIND:SOURCE"),
+        ("clip:./absent", [], "nothing to ask"),
+        ("clip:./absent", [GENDER], "cannot be loaded"),
+        ("vlm:./absent", [GENDER], "cannot be loaded"),
+        ("safety:./absent", [], "cannot be loaded"),
+        ("age:./absent", [GENDER], "no principle judges 'age'"),
+        ("gender:./absent", [GENDER], "cannot be loaded"),
+    ],
+)
+def test_a_judge_that_cannot_load_says_what_to_do(spec, principles, words):
+    with pytest.raises(ValueError, match=words):
+        load_judge(spec, principles)
+
+
+def test_a_missing_package_names_the_extra():
+    with pytest.raises(ValueError, match=r"pip install livo\[eval\]"), judges._loading("vlm", "somewhere"):
+        raise ImportError("LlamaTokenizer requires the SentencePiece library")
+
+
+def test_the_bundled_judge_names_itself():
+    judge = load_judge("papertown")
+    assert judge.record()["revision"] == judge.revision and not isinstance(judge, ClassifierJudge)
