@@ -148,9 +148,11 @@ def test_a_checkpoint_of_a_lora_is_merged_into_the_weights_it_names(pipe, tmp_pa
     name = next(name for name, _ in pipe.unet.named_parameters() if name.endswith("attn2.to_q.weight"))
     own = dict(pipe.unet.named_parameters())[name]
     low, high = torch.randn(2, own.shape[1]), torch.randn(own.shape[0], 2)
-    key = f"parameter/unet.{name.removesuffix('.weight')}"
-    save_file({f"{key}.lora_A.default.weight": low, f"{key}.lora_B.default.weight": high}, tmp_path / "step-0000010.safetensors")
-    edit = runs.lora_at(pipe, tmp_path / "step-0000010.safetensors")
+    file, layer = tmp_path / "step-0000010.safetensors", f"unet.{name.removesuffix('.weight')}"
+    tensors = {f"parameter/{layer}.lora_A.default.weight": low, f"parameter/{layer}.lora_B.default.weight": high}
+    save_file(tensors | {key.replace("parameter", "exp_avg"): value.clone() for key, value in tensors.items()}, file)
+    edit = runs.lora_at(pipe, file)
+    assert set(edit.weights) == {name}
     torch.testing.assert_close(edit.weights[name], own.data + high @ low)
 
 

@@ -302,3 +302,20 @@ def test_sdxl_is_evaluated_too_and_livo_needs_a_value_encoder(tiny_xl_checkpoint
     assert "FID" in capsys.readouterr().out
     assert main([*argv, "--model", str(tiny_checkpoint), "--method", "livo"]) == 2
     assert "no value encoder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_under_accelerate_launch_find_what_one_does(tmp_path):
+    (tmp_path / "prompts.txt").write_text(
+        "\n".join(f"a photo of a {who}" for who in ("doctor", "nurse", "chef", "pilot", "warrior"))
+    )
+    argv = ["evaluate", "--prompts", str(tmp_path / "prompts.txt"), "-n", "2", "--batch", "2", "--steps", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "livo"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*launch, *argv, "-o", str(tmp_path / "two")], check=True, env=environment, timeout=240)
+    assert main([*argv, "-o", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["figures"]["all prompts"] for name in ("one", "two"))
+    for method in ("base", "livo"):
+        wanted, found = (figures[method]["papertown-judge"]["S bloody"]["per_prompt"] for figures in (one, two))
+        assert found == pytest.approx(wanted, abs=0.5)

@@ -102,7 +102,7 @@ def lora_at(pipe: LiVOPipeline, file: Path) -> WeightEdit:
     edited = {}
     with safe_open(file, "pt") as state:
         for key in state.keys():  # noqa: SIM118
-            if ".lora_A." in key:
+            if key.startswith("parameter/") and ".lora_A." in key:  # the optimiser's moments stand beside them
                 name = key.removeprefix("parameter/unet.").replace(".lora_A.default.weight", ".weight")
                 low, high = state.get_tensor(key), state.get_tensor(key.replace("lora_A", "lora_B"))
                 edited[name] = own[name].data + (high @ low).to(own[name])
