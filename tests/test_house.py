@@ -10,7 +10,11 @@ ROWS = [
     {"files", "construct", "config", "progress", "assignment", "calibration"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures"},
     {"retriever", "value_encoder", "preferences"},
+    {"record"},
+    {"choosing"},
+    {"mixin"},
     {"pipeline", "judges", "adapters"},
+    {"attach"},
     {"building", "training"},
     {"cli", "papertown", "__main__", "__init__"},
 ]
