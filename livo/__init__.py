@@ -12,9 +12,9 @@ _HOMES = {
     "ValueLedger": "livo.assignment",
     "ValuePrinciple": "livo.principles",
     "ValueRetriever": "livo.retriever",
-    "aligned": "livo.attach",
-    "attach": "livo.attach",
-    "detach": "livo.attach",
+    "aligned": "livo.attaching",
+    "attach": "livo.attaching",
+    "detach": "livo.attaching",
     "load_principles": "livo.principles",
 }
 __all__ = list(_HOMES)

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from torch import nn
 
 from livo.conditioning import encode_value, fuse, tokenize
-from livo.value_encoder import ValueEncoder
+from livo.value_encoder import ValueEncoder, vocabulary_hash
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -80,6 +80,7 @@ class ValueEncoderAdapter(_Adapter):
         super().__init__(pipe, resolution)
         self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder).float().requires_grad_(True).train()
         self.encoder.config.value_statements = sorted(set(statements))
+        self.encoder.config.value_tokenizer = vocabulary_hash(pipe.tokenizer)
         if freeze_embeddings:
             for name, parameter in self.encoder.named_parameters():
                 parameter.requires_grad_("embeddings." not in name)

@@ -42,8 +42,8 @@ class Wishes:
         """Spread what is given for all over the prompts. Raises ValueError where a list has another length, or a range is none."""
         values = _one_each(value, prompts, "value", (str, tuple, ValuePrinciple, type(None)))
         scales = _one_each(value_scale, prompts, "value_scale", (Real, str, Mapping))
-        starts = _one_each(value_start, prompts, "value_start", Real)
-        ends = _one_each(value_end, prompts, "value_end", Real)
+        starts = _one_each(value_start, prompts, "value_start", (Real, str))
+        ends = _one_each(value_end, prompts, "value_end", (Real, str))
         for start, end in zip(starts, ends, strict=True):
             if not (isinstance(start, Real) and isinstance(end, Real) and 0 <= start < end <= 1):
                 raise ValueError(

@@ -120,7 +120,8 @@ class BiasedCrossAttention:
         if not layers:
             raise ValueError(f"{name} ({type(inner).__name__}) has no cross-attention (attn2) for a value to act on")
         if inner is not network or any(module._compiled_call_impl is not None for module in inner.modules()):
-            raise RuntimeError(f"{name} was compiled before values were plugged in: plug them in first, then torch.compile")
+            why = "was compiled before values were plugged in"
+            raise RuntimeError(f"{name} {why}: plug them in first, into each pipeline that shares it, then torch.compile")
         self._hooks += [layer.register_forward_pre_hook(self._add, with_kwargs=True) for layer in layers]
         self._networks.append(inner)
 

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
 from functools import cache
 from inspect import Parameter, signature
-from pathlib import Path
 from typing import get_type_hints
 
 import torch
-import yaml
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import CLIPTextModel
 
 from livo.assignment import ValueLedger
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
-from livo.conditioning import BiasedCrossAttention, attention_bias, cut_off, encode_value, fuse, join, value_text
-from livo.files import replacing
-from livo.principles import ValuePrinciple, bundled_principles
+from livo.conditioning import BiasedCrossAttention, cut_off, encode_value, fuse, join, value_text
+from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
-from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, encoder_hash, vocabulary_hash
+from livo.saving import SavedValues
+from livo.value_encoder import check_fit, encoder_hash
 
 logger = logging.getLogger(__name__)
 
-PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
-PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 PADDINGS = ("max_length", "do_not_pad")
 
 
-class ValueMixin:
+class ValueMixin(SavedValues):
     """Values in front of a pipeline: `class LiVOPipeline(ValueMixin, StableDiffusionPipeline)`.
 
     Everything else (samplers, callbacks, adapters, offloading) is the base class's own code. The constructor is the base's with
     `value_encoder`, `value_scale` (the strength where a call gives none) and `prompt_padding`: "max_length" is the layout of
     training, "do_not_pad" that of the official inference script.
     """
-
-    base_class: type[DiffusionPipeline]
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -62,20 +53,21 @@ class ValueMixin:
         """Give the pipeline what values need; its constructor and `livo.attach` call this."""
         if prompt_padding not in PADDINGS:
             raise ValueError(f"prompt_padding is {prompt_padding!r}: choose one of {', '.join(PADDINGS)}")
-        if prompt_padding == "do_not_pad" and "prompt_2" in signature(self.encode_prompt).parameters:
+        if prompt_padding == "do_not_pad" and "prompt_2" in signature(self.base_class.encode_prompt).parameters:
             raise ValueError(f"prompt_padding 'do_not_pad' is Stable Diffusion 1.x's; {type(self).__name__} has 'max_length' alone")
         self.register_modules(value_encoder=value_encoder)
         self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
         self.retriever: ValueRetriever | None = None
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         self._attention = BiasedCrossAttention()
-        self._attention_end = weakref.finalize(self, self._attention.remove)
+        weakref.finalize(self, self._attention.remove)  # the networks may outlive the pipeline
         self._hook()
 
     def unplug(self) -> None:
-        """Take all of it away again, hooks, modules and settings; `livo.detach` calls this."""
-        self._attention_end()
-        for name in ("value_encoder", "retriever", "_plan", "_attention", "_attention_end"):
+        """Take all of it away again, hooks, modules and settings, as far as it is there; `livo.detach` calls this."""
+        if "_attention" in self.__dict__:
+            self._attention.remove()
+        for name in ("value_encoder", "retriever", "_plan", "_attention"):
             self.__dict__.pop(name, None)
         ours = ("value_encoder", "value_scale", "prompt_padding")
         self._internal_dict = type(self._internal_dict)({k: v for k, v in self._internal_dict.items() if k not in ours})
@@ -89,136 +81,11 @@ class ValueMixin:
 
     # --- loading and saving ---------------------------------------------------------------------------------------------
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        value_encoder: str | Path | CLIPTextModel | None = None,
-        value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
-        **kwargs,
-    ):
-        """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or the embedded "papertown".
-
-        Args:
-            value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`). A saved LiVO pipeline has its own.
-            value_principles: File, folder, or list. By default those saved with the pipeline, else the paper's five.
-            **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
-        """
-        source = pretrained_model_name_or_path
-        if not isinstance(value_encoder, (str, Path, CLIPTextModel, type(None))):
-            raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give a hub id, a path, or a CLIPTextModel")
-        if str(source) == "papertown":
-            source = PAPERTOWN
-            if "torch_dtype" not in kwargs:
-                kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
-        kwargs.setdefault("use_safetensors", True)  # no pickle
-        pipe = super().from_pretrained(source, **kwargs)
-        if value_encoder is not None:
-            pipe.load_value_encoder(value_encoder)
-        elif pipe.value_encoder is not None:
-            pipe._check(pipe.value_encoder, f"the value encoder of {source}")
-        saved = Path(source) / PRINCIPLES_FILE
-        if value_principles is None:
-            value_principles = saved if saved.is_file() else bundled_principles()
-        pipe.load_value_principles(value_principles)
-        return pipe
-
-    @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
-        """As the base's, without the line that is there for other classes to read."""
-        return super().extract_init_dict({key: value for key, value in config_dict.items() if key != "livo"}, **kwargs)
-
-    def to_json_string(self) -> str:
-        """As the base's, naming the class by what loads it: whoever uses another one reads there what to do."""
-        config = json.loads(super().to_json_string())
-        name = config["_class_name"] = qualified(type(self))
-        config["livo"] = f"any other class draws without the values: load this folder with {name}.from_pretrained"
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """As the base's, with the value encoder and the principles; `from_pretrained` of the folder brings both back."""
-        if self.principles:  # first, so that a push to the hub takes them along
-            documents = [_plain(principle) for principle in self.principles]
-            text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-            with replacing(Path(save_directory) / PRINCIPLES_FILE) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        if self.value_encoder is not None:
-            self.value_encoder.config.value_tokenizer = vocabulary_hash(self.tokenizer)
-        super().save_pretrained(save_directory, **kwargs)
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, value_principles=None, **kwargs):
-        """As the base's, but the weights keep their dtype unless `dtype` is given (the base's makes them, and so those of
-        `pipeline`, float32), and values, principles and strength come along."""
-        dtypes = {name: m.dtype for name, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
-        asked = kwargs.get("dtype") or kwargs.pop("torch_dtype", None)
-        kwargs["dtype"] = asked or (next(iter(dtypes.values())) if len(set(dtypes.values())) == 1 else torch.float32)
-        pipe = super().from_pipe(pipeline, **kwargs)
-        for name, dtype in dtypes.items() if asked is None else ():
-            getattr(pipeline, name).to(dtype)  # through float32 and back, which loses nothing
-        if value_principles is None and getattr(pipeline, "retriever", None) is not None:
-            pipe.retriever = pipeline.retriever
-        else:
-            pipe.load_value_principles(value_principles or bundled_principles())
-        return pipe
-
-    @property
-    def components(self) -> dict:
-        """As the base's. Raises ValueError where a class without values is about to be made of them by its `from_pipe`."""
-        caller = sys._getframe(1)  # the only trace that the base class's `from_pipe` leaves before it drops the values
-        if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self.value_encoder is not None:
-            target = caller.f_locals.get("pipeline_class")
-            if target is None or not issubclass(target, ValueMixin):
-                name = getattr(target, "__name__", "another class")
-                raise ValueError(
-                    f"{name}.from_pipe would drop the values: use livo.aligned({name}).from_pipe(pipe), which keeps them, "
-                    "or livo.detach(pipe) first"
-                )
-        return super().components
-
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         """As the base's."""
         if self.value_encoder is not None:
             encoder_hash(self.value_encoder)  # for the record, as long as its weights are in reach
         super().enable_sequential_cpu_offload(*args, **kwargs)
-
-    def load_value_encoder(self, source: str | Path | CLIPTextModel) -> None:
-        """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
-        if isinstance(source, (str, Path)):
-            source = ValueEncoder.load(source, self.text_encoder, self._width, self.tokenizer)
-        else:
-            self._check(source, "the given value encoder")
-        self.register_modules(value_encoder=source)
-
-    def unload_value_encoder(self) -> None:
-        """Go back to the base pipeline, bit for bit."""
-        self.register_modules(value_encoder=None)
-
-    def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
-        """Replace the principles. On an error the present ones stay."""
-        self.retriever = self.retriever.with_principles(source) if self.retriever else ValueRetriever(source)
-
-    @property
-    def principles(self) -> list[ValuePrinciple]:
-        return self.retriever.principles if self.retriever else []
-
-    @property
-    def value_scale(self) -> float:
-        """Strength of the value token where a call gives none: 0 is the base, 1 is what was trained. It is saved with the pipeline."""
-        return self.config.value_scale
-
-    def set_value_scale(self, scale: float) -> None:
-        """Set `value_scale`."""
-        self.register_to_config(value_scale=checked_scale(scale))
-
-    @property
-    def _width(self) -> int:
-        width = self.unet.config.cross_attention_dim
-        return width if isinstance(width, int) else width[0]
-
-    def _check(self, encoder: CLIPTextModel, name: str) -> None:
-        check_fit(encoder, self.text_encoder, name, self._width)
-        check_tokenizer(encoder, self.tokenizer, name)
 
     # --- generation -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +134,7 @@ class ValueMixin:
             decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
             self._hook()
             if plan.changes:
-                _after_each_step(given, lambda step: plan.enter(step, self))
+                before_each_step(given, self._enter)
             self._plan = plan
             try:
                 with self._attention.holding(None):
@@ -288,14 +155,19 @@ class ValueMixin:
             if self.config.prompt_padding == "do_not_pad":
                 return self._encode_unpadded(super().encode_prompt, *args, **kwargs)
             embeds, negative, *rest = super().encode_prompt(*args, **kwargs)
-        tokens, plan = self._plan.tokens.to(embeds), self._plan
+        tokens = self._plan.tokens.to(embeds)
         if len(tokens) != len(embeds):
             raise ValueError(f"prompt_embeds make {len(embeds)} images and the prompts {len(tokens)}: give a text for each of them")
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
-        plan.length, plan.like = tokens.shape[1] + embeds.shape[1], embeds
-        plan.enter(0, self)
-        return fuse(tokens, embeds), negative, *rest
+        embeds = fuse(tokens, embeds)
+        self._attention.bias = self._plan.bias(0.0, embeds.shape[1]).to(embeds)
+        return embeds, negative, *rest
+
+    def _enter(self, step: int) -> None:
+        """Hold the bias of a step, 1 for the second."""
+        before = self._attention.bias
+        self._attention.bias = self._plan.bias(step / self.num_timesteps, before.shape[-1]).to(before)
 
     def _encode_unpadded(self, encode, *args, **kwargs):
         """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
@@ -310,6 +182,7 @@ class ValueMixin:
         negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
         common = {"device": given["device"], "num_images_per_prompt": 1, "lora_scale": given["lora_scale"]}
 
+        @cache
         def encoded(text: str, length: int, clip_skip: int | None) -> torch.Tensor:
             with _positions(self.tokenizer, length):
                 return encode(prompt=text, do_classifier_free_guidance=False, clip_skip=clip_skip, **common)[0][0]
@@ -371,7 +244,7 @@ class ValueMixin:
         return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
 
     @torch.no_grad()
-    def _planned(self, decisions: Sequence[ImageDecision]) -> _Plan | None:
+    def _planned(self, decisions: Sequence[ImageDecision]) -> Plan | None:
         """What a call applies, its value tokens encoded; None where it is the base's."""
         rows = [[d for d in (image, *image.also) if d.applied] for image in decisions]
         if not any(rows):
@@ -384,48 +257,7 @@ class ValueMixin:
         hooked = any(hasattr(module, "_hf_hook") for module in self.value_encoder.modules())
         device = self._execution_device if hooked else self.value_encoder.device
         tokens = encode_value(self.value_encoder, self.tokenizer, texts, device)
-        return _Plan(rows, dict(zip(texts, tokens if tokens.dim() == 3 else tokens[:, None], strict=True)))
-
-
-class _Plan:
-    """What a call applies to each image: value tokens (N, K, width), and at each step the scale of each of them."""
-
-    def __init__(self, rows: list[list[ImageDecision]], encoded: Mapping[str, torch.Tensor]):
-        self.rows = rows
-        self.each = len(next(iter(encoded.values())))  # tokens of one value
-        self.counts = [self.each * len(row) for row in rows]
-        first = next(iter(encoded.values()))
-        self.tokens = first.new_zeros(len(rows), max(self.counts), first.shape[-1])
-        for i, row in enumerate(rows):
-            for j, decision in enumerate(row):
-                self.tokens[i, self.each * j : self.each * (j + 1)] = encoded[value_text(decision.statement, decision.prompt)]
-        self.changes = any((d.start, d.end) != (0, 1) for row in rows for d in row)
-        self.length, self.like = 0, None
-
-    def scales(self, image: int, share: float) -> list[float]:
-        """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""
-        found = [d.scale if d.start <= share < d.end else 0.0 for d in self.rows[image] for _ in range(self.each)]
-        return found + [0.0] * (self.tokens.shape[1] - len(found))
-
-    def enter(self, step: int, pipe: ValueMixin) -> None:
-        """Hold the bias of a step, 0 for the first."""
-        share = step / pipe.num_timesteps if step else 0.0
-        conditional = [self.scales(image, share) for image in range(len(self.rows))]
-        unconditional = [[0.0] * len(row) for row in conditional]  # never sees a token
-        pipe._attention.bias = attention_bias(unconditional + conditional, self.length).to(self.like)
-
-
-def _after_each_step(given: dict, enter) -> None:
-    """Call `enter` with the number of the step that comes, before what the caller wants called."""
-    callback = given.get("callback_on_step_end")
-    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-        given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-
-    def on_step_end(pipe, step, timestep, inputs):
-        enter(step + 1)
-        return callback(pipe, step, timestep, inputs) if callback is not None else {}
-
-    given["callback_on_step_end"] = on_step_end
+        return Plan(rows, dict(zip(texts, tokens if tokens.dim() == 3 else tokens[:, None], strict=True)))
 
 
 def _with(decision: ImageDecision, **found) -> ImageDecision:
@@ -458,12 +290,6 @@ def _positions(tokenizer, length: int) -> Iterator[None]:
         tokenizer.model_max_length = before
 
 
-def qualified(cls: type) -> str:
-    """How to write the class: `livo.LiVOPipeline`, or `livo.aligned(StableDiffusionImg2ImgPipeline)`."""
-    public = getattr(sys.modules.get("livo"), "_HOMES", {})
-    return f"livo.{cls.__name__}" if cls.__name__ in public else f"livo.aligned({cls.base_class.__name__})"
-
-
 @cache
 def _with_decisions(output: type) -> type:
     """The base's output class with `decisions` behind its fields."""
@@ -490,17 +316,3 @@ def _constructor(base: type[DiffusionPipeline]):
     __init__.__signature__ = whole
     __init__.__annotations__ = hints | {name: kind for name, (kind, _) in ours.items()}
     return __init__
-
-
-def _plain(principle: ValuePrinciple) -> dict:
-    """As a principle file writes it: without what is empty."""
-    return _without_empty(asdict(principle))
-
-
-def _without_empty(values: Mapping) -> dict:
-    found = {}
-    for name, value in values.items():
-        value = _without_empty(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-        if value is not None and value != {} and value != []:
-            found[name] = value
-    return found

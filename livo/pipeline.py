@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from livo.mixin import PAPERTOWN, PRINCIPLES_FILE, ValueMixin
+from livo.mixin import ValueMixin
+from livo.saving import PAPERTOWN, PRINCIPLES_FILE
 
 __all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline"]
 

@@ -23,8 +23,8 @@ class ValueEncoder(CLIPTextModel):
     Where the backbone's cross-attention is as wide as the encoder, and one token is wanted, it is a CLIPTextModel in every respect and
     loads as one with transformers alone. Otherwise, as for SDXL, a linear projection stands behind it, whose shape is in the
     configuration: `value_tokens` tokens of `value_width`. `config.value_statements` is the training record: the statements it was
-    trained with, or nothing where that is not known. `config.value_calibration` holds what `livo calibrate` measured,
-    `config.value_tokenizer` a hash of the vocabulary that it reads.
+    trained with, or nothing where that is not known; `config.value_training` is what `livo train` wrote, `config.value_calibration`
+    what `livo calibrate` measured, `config.value_tokenizer` a hash of the vocabulary that it reads.
     """
 
     def __init__(self, config: CLIPTextConfig):
@@ -116,7 +116,8 @@ class ValueEncoder(CLIPTextModel):
         check_fit(encoder, like, f"value encoder {source}", width)
         if tokenizer is not None:
             check_tokenizer(encoder, tokenizer, f"value encoder {source}")
-        return encoder.to(like.device, like.dtype).eval()
+        device = "cpu" if like.device.type == "meta" else like.device  # meta: the text encoder is offloaded
+        return encoder.to(device, like.dtype).eval()
 
     @classmethod
     def _from_folder(cls, folder: str | Path, **where) -> ValueEncoder:
@@ -126,6 +127,9 @@ class ValueEncoder(CLIPTextModel):
             raise ValueError(f"value encoder {folder}: its weights cannot be read ({error}); save or download it again") from error
         if report["missing_keys"]:
             raise ValueError(f"value encoder {folder}: {_some(report['missing_keys'])} missing; is it the whole encoder?")
+        record = cached_file(str(folder), "training.json", _raise_exceptions_for_missing_entries=False, **where)
+        if record is not None:  # `livo train` writes it beside the weights; from here on it goes with them
+            encoder.config.value_training = json.loads(Path(record).read_text(encoding="utf-8"))
         return encoder
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.pipeline import PAPERTOWN
@@ -84,6 +84,42 @@ def tiny_checkpoint(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("tiny")
     StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_checkpoint(tmp_path_factory, tokenizer, tiny_checkpoint):
+    """A saved StableDiffusionXLPipeline with random weights: two text encoders of width 32, so tokens of 64."""
+    from diffusers import StableDiffusionXLPipeline
+
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        norm_num_groups=8,
+    )
+    text_encoder = CLIPTextModel.from_pretrained(tiny_checkpoint, subfolder="text_encoder")
+    config = text_encoder.config.to_dict() | {"projection_dim": 32}
+    folder = tmp_path_factory.mktemp("tiny_xl")
+    StableDiffusionXLPipeline(
+        AutoencoderKL.from_pretrained(tiny_checkpoint, subfolder="vae"),
+        text_encoder,
+        CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+        tokenizer,
+        tokenizer,
+        unet,
+        DDIMScheduler.from_pretrained(tiny_checkpoint, subfolder="scheduler"),
+        add_watermarker=False,
     ).save_pretrained(folder)
     return folder
 
