@@ -91,6 +91,11 @@ def known_bad(found: dict[str, str], system: str | None = None, environment: dic
         problems.append("transformers below 4.50 is not supported: pip install -U transformers")
     if has("diffusers", below="0.42"):
         problems.append("diffusers below 0.42 is not supported: pip install -U diffusers")
+    if has("transformers", below="5.0") and has("diffusers", at_least="0.42"):
+        problems.append(
+            "transformers 4 and diffusers 0.42 ask for different versions of huggingface-hub (below 1.0, and 1.32 or later), so one of "
+            "them does not import: pip install -U transformers"
+        )
     if has("transformers", at_least="5.6") and has("diffusers", below="0.43"):
         problems.append(
             "clip_skip fails in diffusers' own SD 1.x pipelines beside transformers 5.6 and later (text_model is gone); it works in LiVO's"

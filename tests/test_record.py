@@ -105,6 +105,7 @@ def test_env_names_devices_what_they_compute_in_and_the_embedding_model(capsys):
     [
         ({"transformers": "4.40.0"}, "Linux", "transformers below 4.50"),
         ({"diffusers": "0.30.0"}, "Linux", "diffusers below 0.42"),
+        ({"transformers": "4.57.1", "diffusers": "0.42.1"}, "Linux", "different versions of huggingface-hub"),
         ({"transformers": "5.23.0", "diffusers": "0.42.1"}, "Linux", "clip_skip"),
         ({"transformers": "5.0.0", "peft": "0.17.1"}, "Linux", "peft below 0.18"),
         ({"faiss-cpu": "1.9.0", "torch": "2.6.0"}, "Darwin", "OMP_NUM_THREADS=1"),
@@ -113,7 +114,7 @@ def test_env_names_devices_what_they_compute_in_and_the_embedding_model(capsys):
 )
 def test_each_combination_that_is_known_to_be_bad_is_named_with_its_remedy(found, system, words):
     assert [problem for problem in known_bad(found, system, {}) if words in problem]
-    assert known_bad({"transformers": "4.57.1", "diffusers": "0.42.1", "torch": "2.6.0", "peft": "0.18.0"}, "Linux", {}) == []
+    assert known_bad({"transformers": "5.5.0", "diffusers": "0.42.1", "torch": "2.6.0", "peft": "0.18.0"}, "Linux", {}) == []
     assert known_bad({"faiss-cpu": "1.9.0", "torch": "2.6.0"}, "Darwin", {"OMP_NUM_THREADS": "1"}) == []
 
 
