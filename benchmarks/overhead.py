@@ -3,10 +3,10 @@
 Three ways take turns on the same weights, prompts and seeds: the bare pipeline, LiVO with no value, and LiVO with a value on every
 image. Each turn gives a ratio to the bare pipeline's time in the same turn; the median is printed with its bootstrap interval. The bare
 pipeline is timed twice a turn, so that the ratio of the two shows what the machine's noise alone makes of nothing. Retrieval is timed
-apart, on prompts it has not seen, and peak memory in a process for each.
+apart, on prompts it has not seen; `--memory` measures peak memory, in a process for each.
 
     python benchmarks/overhead.py papertown                     # 64 x 64, the embedded checkpoint
-    python benchmarks/overhead.py sd15 --size 64 --steps 2      # random weights of Stable Diffusion 1.5's shape, small on a CPU
+    python benchmarks/overhead.py sd15 --steps 4 --turns 5      # random weights of Stable Diffusion 1.5's shape, small on a CPU
     python benchmarks/overhead.py sd15 --size 512 --half        # the same on a GPU
 """
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--half", action="store_true", help="float16, for GPUs")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory in place of time")
     parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     bare, pipe = pipelines(args.which, args.half, encoder=args.peak != "bare")
@@ -125,9 +126,11 @@ def main() -> None:
         timed(bare, pipe, args.peak, 1, args.size, args.steps)
         print(_peak())
         return
-    for batch in args.batch:
-        compare(bare, pipe, batch, args.size, args.steps, args.turns)
-    retrieval(pipe)
+    if not args.memory:
+        for batch in args.batch:
+            compare(bare, pipe, batch, args.size, args.steps, args.turns)
+        retrieval(pipe)
+        return
     encoder = sum(p.numel() * p.element_size() for p in pipe.value_encoder.parameters()) / 1e6
     base, ours = peak(args, "bare"), peak(args, "a value")
     print(f"peak memory: bare {base:.0f} MB, with a value {ours:.0f} MB; the encoder is {encoder:.0f} MB")
