@@ -26,7 +26,7 @@ def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
     out = draw()
     sheets.append(grid(out.images, 6, title="with values attached", note=out.decisions[0].why))
     livo.detach(pipe)
-    sheets.append(grid(draw().images, 6, title="detached: the same as above, bit for bit"))
+    sheets.append(grid(draw().images, 6, title="detached: the first row again, bit for bit"))
     save_png(stack(sheets), output, [decision.to_dict() for decision in out.decisions])
 
 

@@ -213,7 +213,10 @@ def official(base, encoder, text, statement, negative="", generator=None, guidan
     tokenizer = base.tokenizer
     ids = tokenizer(text, truncation=True, max_length=76, return_tensors="pt").input_ids
     with torch.no_grad():
-        value = encode_value(encoder, tokenizer, [value_text(statement, text)])[:, None]
+        read = tokenizer(
+            f"{statement}, {text}", padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        value = encoder(read).last_hidden_state[:, [read[0].tolist().index(tokenizer.eos_token_id)]]
         positive = torch.cat([value, base.text_encoder(ids)[0]], dim=1)
         length = positive.shape[1]
         empty = tokenizer(negative, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
