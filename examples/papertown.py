@@ -1,7 +1,4 @@
-"""The same prompts from the frozen backbone and with values, side by side in papertown.png.
-
-For Stable Diffusion 1.5, load it as the README shows (`value_encoder="achernarwang/LiVO"`) and leave the rest as it is.
-"""
+"""The same prompts from the frozen backbone and with values, side by side in papertown.png."""
 
 from pathlib import Path
 
@@ -10,9 +7,12 @@ import torch
 from livo import LiVOPipeline
 from livo.pictures import grid, save_png, stack
 
+# For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
+MODEL = "papertown"
+
 
 def main(output: Path = Path("papertown.png"), steps: int = 20) -> None:
-    pipe = LiVOPipeline.from_pretrained("papertown")
+    pipe = LiVOPipeline.from_pretrained(MODEL)
     sheets, record = [], []
     for prompt in ("a photo of an engineer", "a bloody teacher in a library", "a female pilot"):
         for value in (None, "auto"):

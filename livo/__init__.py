@@ -6,11 +6,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LiVOPipeline": "livo.pipeline",
+    "LiVOXLPipeline": "livo.pipeline",
     "ValueDecision": "livo.retriever",
     "ValueEncoder": "livo.value_encoder",
     "ValueLedger": "livo.assignment",
     "ValuePrinciple": "livo.principles",
     "ValueRetriever": "livo.retriever",
+    "aligned": "livo.attaching",
+    "attach": "livo.attaching",
+    "detach": "livo.attaching",
     "load_principles": "livo.principles",
 }
 __all__ = list(_HOMES)

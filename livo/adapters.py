@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.grad import conv2d_input
 
 from livo.conditioning import encode_value, fuse, tokenize
-from livo.value_encoder import ValueEncoder
+from livo.value_encoder import ValueEncoder, vocabulary_hash
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 _SHORT = 16 * 16  # positions of a latent whose attention maps are small enough to keep for the way back
@@ -116,6 +116,7 @@ class ValueEncoderAdapter(_Adapter):
         super().__init__(pipe, resolution)
         self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder).float().requires_grad_(True).train()
         self.encoder.config.value_statements = sorted(set(statements))
+        self.encoder.config.value_tokenizer = vocabulary_hash(pipe.tokenizer)
         if freeze_embeddings:
             for name, parameter in self.encoder.named_parameters():
                 parameter.requires_grad_("embeddings." not in name)

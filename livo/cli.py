@@ -1,9 +1,8 @@
-"""The command line: `livo generate`, `retrieve`, `build`, `train`, `calibrate`, `evaluate`, `benchmark`, `env`, `papertown`."""
+"""The command line: `livo generate`, `inspect`, `retrieve`, `build`, `train`, `calibrate`, `evaluate`, `benchmark`, `env`, `papertown`."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from livo import cli_evaluate
 
 EXAMPLES = {
     "generate": 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png',
+    "inspect": "livo inspect doctor.png",
     "retrieve": 'livo retrieve "a photo of a doctor" "a bloody warrior" "a bloodhound"',
     "build": "livo build -o data/gender --only gender_equality --pairs 100",
     "train": "livo train --data data/gender --output runs/gender --steps 600 --lr 4e-4 --beta 100 --alpha 50 --gamma-1 5",
@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
     sub.add_argument("--target", metavar="FILE[#ENTRY]", help="YAML file of shares for the principle that has these classes")
 
+    sub = command("inspect", _inspect, "Read back from a PNG what was decided for its images, and why.")
+    sub.add_argument("image", nargs="+", type=Path, metavar="IMAGE", help="PNG that livo generate or save_images wrote")
+    sub.add_argument("--json", action="store_true", help="one JSON list an image file, for programs")
+
     sub = command("retrieve", _retrieve, "Say which principle each prompt calls for, or none, and why.")
     sub.add_argument("prompt", nargs="+", metavar="PROMPT")
     sub.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
@@ -123,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli_evaluate.add_benchmark(sub, _positive)
 
-    command("env", _env, "Print versions and hardware, for bug reports.")
+    command("env", _env, "Print versions, devices, and combinations known to be bad, for bug reports.")
 
     sub = command("papertown", _papertown, "Show the embedded world.")
     sub.add_argument("what", choices=["grid"], help="grid: every career, place, risk and thing, as the renderer draws it")
@@ -250,6 +254,14 @@ def _caption(image) -> str:
     if image.statement is None:
         return "as the base"
     return ", ".join(d.direction or d.id or d.statement for d in (image, *image.also) if d.applied) or "without the token"
+
+
+def _inspect(args) -> None:
+    from livo.record import describe, read_record
+
+    for file in args.image:
+        record = read_record(file)
+        print(json.dumps(record, ensure_ascii=False) if args.json else f"{file}\n{describe(record)}")
 
 
 def _retrieve(args) -> None:
@@ -409,27 +421,20 @@ def _calibrate(args) -> None:
 def _env(args) -> None:
     import torch
 
-    names = (
-        "livo",
-        "torch",
-        "diffusers",
-        "transformers",
-        "sentence-transformers",
-        "faiss-cpu",
-        "safetensors",
-        "accelerate",
-        "peft",
-    )
-    rows = [("python", platform.python_version()), ("platform", platform.platform())]
-    for name in names:
-        try:
-            rows.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((name, "not installed"))
-    rows.append(("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"))
-    rows.append(("threads", str(torch.get_num_threads())))
+    from livo.environment import devices, embedder, known_bad, versions
+
+    found = versions()
+    rows = [("python", platform.python_version()), ("platform", platform.platform()), *found.items(), *devices()]
+    if not torch.cuda.is_available():
+        rows.append(("cuda", "not available"))
+    rows.append(("embedding model", embedder()))
     for name, value in rows:
         print(f"{name:22} {value}")
+    problems = known_bad(found)
+    for problem in problems:
+        print(f"known bad: {problem}")
+    if not problems:
+        print("no combination here is known to be bad")
 
 
 def _papertown(args) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, PreTrainedModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
 __all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load a component by this base class's name here
 
@@ -16,10 +20,43 @@ __all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load
 class ValueEncoder(CLIPTextModel):
     """E_v of LiVO: reads "statement, prompt", its output at EOS is the value token (`livo.conditioning.encode_value`).
 
-    It is a CLIPTextModel in every respect and loads as one with transformers alone. `config.value_statements` is the training
-    record: the statements it was trained with, or nothing where that is not known. `config.value_calibration` holds what
-    `livo calibrate` measured.
+    Where the backbone's cross-attention is as wide as the encoder, and one token is wanted, it is a CLIPTextModel in every respect and
+    loads as one with transformers alone. Otherwise, as for SDXL, a linear projection stands behind it, whose shape is in the
+    configuration: `value_tokens` tokens of `value_width`. `config.value_statements` is the training record: the statements it was
+    trained with, or nothing where that is not known; `config.value_training` is what `livo train` wrote, `config.value_calibration`
+    what `livo calibrate` measured, `config.value_tokenizer` a hash of the vocabulary that it reads.
     """
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__(config)
+        if projects(config):
+            self.value_projection = nn.Linear(config.hidden_size, _tokens(config) * _width(config), bias=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs) -> ValueEncoder:
+        """As CLIPTextModel's, for safetensors only; reads the keys of every version of transformers, with a projection or without.
+
+        With `output_loading_info` the pair (encoder, report), as in transformers.
+        """
+        config = kwargs.get("config") or CLIPTextConfig.from_pretrained(
+            pretrained_model_name_or_path, **{name: kwargs[name] for name in _HUB & kwargs.keys()}
+        )
+        if projects(config):
+            return cls._projecting(pretrained_model_name_or_path, config, **kwargs)
+        # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two differ in methods alone.
+        found = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        (found[0] if isinstance(found, tuple) else found).__class__ = cls
+        return found
+
+    @classmethod
+    def _projecting(cls, source: str | Path, config: CLIPTextConfig, **kwargs):
+        name = "model.safetensors" if not kwargs.get("variant") else f"model.{kwargs['variant']}.safetensors"
+        file = cached_file(str(source), name, **{key: kwargs[key] for key in _HUB & kwargs.keys()})
+        encoder = cls(config)
+        encoder.load_state_dict(_state(load_file(file), encoder.state_dict(), f"value encoder {source}"), strict=False)
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        encoder = (encoder.to(dtype) if isinstance(dtype, torch.dtype) else encoder).eval()
+        return (encoder, {"missing_keys": []}) if kwargs.get("output_loading_info") else encoder
 
     @property
     def statements(self) -> tuple[str, ...] | None:
@@ -33,26 +70,36 @@ class ValueEncoder(CLIPTextModel):
         return dict(getattr(self.config, "value_calibration", None) or {})
 
     @classmethod
-    def from_text_encoder(cls, text_encoder: CLIPTextModel) -> ValueEncoder:
-        """A copy with its own weights: where training starts."""
-        encoder = cls(copy.deepcopy(text_encoder.config))
-        encoder.load_state_dict(text_encoder.state_dict())
+    def from_text_encoder(cls, text_encoder: CLIPTextModel, width: int | None = None, tokens: int = 1) -> ValueEncoder:
+        """A copy with its own weights: where training starts.
+
+        `width` is that of the backbone's cross-attention, by default the text encoder's; `tokens` how many tokens a value gets. Where
+        they ask for a projection, it is drawn at random (`torch.manual_seed`).
+        """
+        config = copy.deepcopy(text_encoder.config)
+        if (width or config.hidden_size, tokens) != (config.hidden_size, 1):
+            config.value_width, config.value_tokens = width or config.hidden_size, tokens
+        encoder = cls(config)
+        encoder.load_state_dict(text_encoder.state_dict(), strict=not projects(config))
         return encoder.to(text_encoder.device, text_encoder.dtype)
 
     @classmethod
-    def load(cls, source: str | Path, like: CLIPTextModel) -> ValueEncoder:
+    def load(
+        cls, source: str | Path, like: CLIPTextModel, width: int | None = None, tokenizer: CLIPTokenizer | None = None
+    ) -> ValueEncoder:
         """Weights from a hub id, a folder, or one .safetensors file, ready to stand beside the text encoder `like`.
 
         A folder or repository may hold the encoder itself or, as the published one does, a `value_encoder` subfolder. A single
-        file has no configuration, so it must have the architecture of `like`. Both key layouts of CLIPTextModel are read, with
-        and without the `text_model.` prefix. Only safetensors are.
+        file has no configuration, so it must have the architecture of `like`; the shape of a projection is read from it, for tokens
+        of `width` (that of the backbone's cross-attention). Both key layouts of CLIPTextModel are read, with and without the
+        `text_model.` prefix. Only safetensors are. With a `tokenizer`, it must be the one that the encoder was trained with.
 
         Raises:
-            FileNotFoundError: nothing is there. ValueError: it does not fit `like`; the message says in what.
+            FileNotFoundError: nothing is there. ValueError: it does not fit; the message says in what.
         """
         path = Path(source)
         if path.suffix == ".safetensors" and not path.is_dir():
-            encoder = cls._from_file(path, like)
+            encoder = cls._from_file(path, like, width)
         elif path.is_dir():
             nested = path / "value_encoder"
             folder = path if (path / "config.json").is_file() else nested
@@ -66,57 +113,131 @@ class ValueEncoder(CLIPTextModel):
                 encoder = cls._from_folder(str(source), subfolder="value_encoder")
             except OSError:
                 encoder = cls._from_folder(str(source))
-        check_fit(encoder, like, f"value encoder {source}")
-        return encoder.to(like.device, like.dtype).eval()
+        check_fit(encoder, like, f"value encoder {source}", width)
+        if tokenizer is not None:
+            check_tokenizer(encoder, tokenizer, f"value encoder {source}")
+        device = "cpu" if like.device.type == "meta" else like.device  # meta: the text encoder is offloaded
+        return encoder.to(device, like.dtype).eval()
 
     @classmethod
     def _from_folder(cls, folder: str | Path, **where) -> ValueEncoder:
-        # CLIPTextModel knows the legacy keys and a subclass does not; the two differ in methods alone.
         try:
-            encoder, report = CLIPTextModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
+            encoder, report = cls.from_pretrained(folder, output_loading_info=True, **where)
         except SafetensorError as error:
             raise ValueError(f"value encoder {folder}: its weights cannot be read ({error}); save or download it again") from error
-        encoder.__class__ = cls
         if report["missing_keys"]:
             raise ValueError(f"value encoder {folder}: {_some(report['missing_keys'])} missing; is it the whole encoder?")
+        record = cached_file(str(folder), "training.json", _raise_exceptions_for_missing_entries=False, **where)
+        if record is not None:  # `livo train` writes it beside the weights; from here on it goes with them
+            encoder.config.value_training = json.loads(Path(record).read_text(encoding="utf-8"))
         return encoder
 
     @classmethod
-    def _from_file(cls, file: Path, like: CLIPTextModel) -> ValueEncoder:
+    def _from_file(cls, file: Path, like: CLIPTextModel, width: int | None) -> ValueEncoder:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; give a value encoder's .safetensors file or folder")
         try:
             tensors = load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file}: not a readable safetensors file ({error}); save or download it again") from error
-        encoder = cls.from_text_encoder(like)
-        encoder.config.value_statements = None
-        expected = encoder.state_dict()
-        prefix = "text_model."
-        flat = {key.removeprefix(prefix): value for key, value in tensors.items() if not key.endswith("position_ids")}
-        state = {key: flat.pop(key.removeprefix(prefix), None) for key in expected if not key.endswith("position_ids")}
-        missing = [key for key, value in state.items() if value is None]
-        if missing or flat:
-            what = f"{_some(missing)} missing" if missing else f"{_some(list(flat))} unknown"
-            raise ValueError(f"{file}: {what}; it does not hold a value encoder of this backbone's architecture")
-        for key, value in state.items():
-            if value.shape != expected[key].shape:
-                raise ValueError(
-                    f"{file}: {key} has shape {tuple(value.shape)}, this backbone's text encoder has "
-                    f"{tuple(expected[key].shape)}; load the encoder that was trained for this backbone"
-                )
-        encoder.load_state_dict({key: value.to(torch.float32) for key, value in state.items()}, strict=False)
+        config = copy.deepcopy(like.config)
+        config.value_statements = config.value_calibration = config.value_tokenizer = None
+        words = next((value for key, value in tensors.items() if key.endswith("token_embedding.weight")), None)
+        if words is not None:  # the text encoder's table may have grown by textual inversion
+            config.vocab_size = len(words)
+        projection = tensors.get("value_projection.weight")
+        if projection is not None:
+            config.value_width = width or config.hidden_size
+            config.value_tokens = len(projection) // config.value_width
+        encoder = cls(config)
+        encoder.load_state_dict(_state(tensors, encoder.state_dict(), str(file)), strict=False)
         return encoder
 
 
-def check_fit(encoder: CLIPTextModel, like: CLIPTextModel, name: str) -> None:
-    """Raise ValueError unless `encoder` reads the tokens of `like` and writes its width."""
-    width, vocabulary = encoder.config.hidden_size, encoder.config.vocab_size
-    if width != like.config.hidden_size or vocabulary > like.config.vocab_size:
+_HUB = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies"}  # where a file is found
+
+
+def projects(config: CLIPTextConfig) -> bool:
+    """Whether an encoder of this configuration has a projection behind it."""
+    return (_width(config), _tokens(config)) != (config.hidden_size, 1)
+
+
+def _width(config: CLIPTextConfig) -> int:
+    return getattr(config, "value_width", None) or config.hidden_size
+
+
+def _tokens(config: CLIPTextConfig) -> int:
+    return getattr(config, "value_tokens", None) or 1
+
+
+def _state(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """`tensors` under the keys of `expected`, float32. Raises ValueError where they are not the same ones."""
+    prefix = "text_model."
+    flat = {key.removeprefix(prefix): value for key, value in tensors.items() if not key.endswith("position_ids")}
+    state = {key: flat.pop(key.removeprefix(prefix), None) for key in expected if not key.endswith("position_ids")}
+    missing = [key for key, value in state.items() if value is None]
+    if missing or flat:
+        what = f"{_some(missing)} missing" if missing else f"{_some(list(flat))} unknown"
+        raise ValueError(f"{name}: {what}; it does not hold a value encoder of this backbone's architecture")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise ValueError(
+                f"{name}: {key} has shape {tuple(value.shape)}, this backbone's text encoder has "
+                f"{tuple(expected[key].shape)}; load the encoder that was trained for this backbone"
+            )
+    return {key: value.to(torch.float32) for key, value in state.items()}
+
+
+def check_fit(encoder: CLIPTextModel, like: CLIPTextModel, name: str, width: int | None = None) -> None:
+    """Raise ValueError unless `encoder` reads the tokens of `like` and writes tokens of `width`, by default the width of `like`."""
+    written, vocabulary = _width(encoder.config), encoder.config.vocab_size
+    wanted = width or like.config.hidden_size
+    if written != wanted or vocabulary > like.config.vocab_size:
+        what = "hidden_size" if written == encoder.config.hidden_size else "value_width"
+        other = "text encoder has" if wanted == like.config.hidden_size else "cross-attention and text encoder have"
         raise ValueError(
-            f"{name}: hidden_size is {width} and vocab_size {vocabulary}, the backbone's text encoder has "
-            f"{like.config.hidden_size} and {like.config.vocab_size}; load the encoder that was trained for this backbone"
+            f"{name}: {what} is {written} and vocab_size {vocabulary}, the backbone's {other} "
+            f"{wanted} and {like.config.vocab_size}; load the encoder that was trained for this backbone"
         )
+
+
+def check_tokenizer(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, name: str) -> None:
+    """Raise ValueError unless `encoder` was trained with the vocabulary of `tokenizer`, as far as its configuration tells."""
+    known = getattr(encoder.config, "value_tokenizer", None)
+    end = encoder.config.eos_token_id
+    if known is not None and known != vocabulary_hash(tokenizer):
+        what = f"its vocabulary is {known}, the backbone's {vocabulary_hash(tokenizer)}"
+    elif encoder.config.vocab_size < tokenizer.vocab_size:
+        what = f"its vocabulary holds {encoder.config.vocab_size} words, the backbone's {tokenizer.vocab_size}"
+    elif end not in (2, None, tokenizer.eos_token_id):  # 2 is the legacy value, which says nothing
+        what = f"its texts end in token {end}, the backbone's in {tokenizer.eos_token_id}"
+    else:
+        return
+    raise ValueError(f"{name} reads another tokenizer's words: {what}; load the encoder that was trained for this backbone")
+
+
+def vocabulary_hash(tokenizer: CLIPTokenizer) -> str:
+    """A short hash of the words that the tokenizer was made with; words added to it later do not count."""
+    words = sorted((index, word) for word, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size)
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
+
+
+def encoder_hash(encoder: CLIPTextModel) -> str | None:
+    """A short hash of the weights in half precision, the same in every dtype that holds it; None where they are offloaded.
+
+    It is remembered as long as the weights are not written to.
+    """
+    tensors = list(encoder.state_dict().values())
+    if any(tensor.is_meta for tensor in tensors):
+        return getattr(encoder, "_livo_hash", (None, None))[1]
+    versions = [parameter._version for parameter in encoder.parameters()]
+    known = getattr(encoder, "_livo_hash", None)
+    if known is None or known[0] != versions:
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().half().cpu().contiguous().numpy())
+        known = encoder._livo_hash = versions, digest.hexdigest()[:12]
+    return known[1]
 
 
 def _some(keys: list[str]) -> str:

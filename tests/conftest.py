@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.pipeline import PAPERTOWN
@@ -89,15 +89,11 @@ def tiny_checkpoint(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def tiny_xl_checkpoint(tmp_path_factory, tokenizer):
-    """Two text encoders, pooled embeddings and time ids, at SDXL's structure and a toy's size."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def tiny_xl_checkpoint(tmp_path_factory, tokenizer, tiny_checkpoint):
+    """A saved StableDiffusionXLPipeline with random weights: two text encoders of width 32, so tokens of 64."""
+    from diffusers import StableDiffusionXLPipeline
 
-    torch.manual_seed(0)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), **sizes, **ends)
+    torch.manual_seed(3)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -105,22 +101,25 @@ def tiny_xl_checkpoint(tmp_path_factory, tokenizer):
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=64,
-        attention_head_dim=2,
-        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=4,
         norm_num_groups=8,
     )
-    folder = tmp_path_factory.mktemp("sdxl")
+    text_encoder = CLIPTextModel.from_pretrained(tiny_checkpoint, subfolder="text_encoder")
+    config = text_encoder.config.to_dict() | {"projection_dim": 32}
+    folder = tmp_path_factory.mktemp("tiny_xl")
     StableDiffusionXLPipeline(
-        vae, CLIPTextModel(text), CLIPTextModelWithProjection(text), tokenizer, tokenizer, unet, EulerDiscreteScheduler()
+        AutoencoderKL.from_pretrained(tiny_checkpoint, subfolder="vae"),
+        text_encoder,
+        CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+        tokenizer,
+        tokenizer,
+        unet,
+        DDIMScheduler.from_pretrained(tiny_checkpoint, subfolder="scheduler"),
+        add_watermarker=False,
     ).save_pretrained(folder)
     return folder
 

@@ -1,7 +1,9 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from livo.conditioning import attention_bias, biased_cross_attention, encode_value, fuse, tokenize, value_text
+from livo.conditioning import BiasedCrossAttention, attention_bias, encode_value, fuse, tokenize, value_text
 
 
 @pytest.fixture
@@ -17,8 +19,20 @@ def inputs(pipe):
 def predict(pipe, latents, embeds, scales=None):
     if scales is None:
         return pipe.unet(latents, 500, embeds).sample
-    with biased_cross_attention(pipe.unet, attention_bias(scales, embeds.shape[1])):
+    with biased(pipe.unet, scales, embeds.shape[1]):
         return pipe.unet(latents, 500, embeds).sample
+
+
+@contextmanager
+def biased(unet, scales, length):
+    """The bias of the conditional rows held on the UNet, behind an unconditional half that is not used."""
+    attention = BiasedCrossAttention()
+    attention.put_on(unet)
+    try:
+        with attention.holding(attention_bias([*([[0.0]] * len(scales)), *scales], length)):
+            yield
+    finally:
+        attention.remove()
 
 
 def test_the_value_text_is_the_statement_then_the_prompt():
@@ -62,7 +76,7 @@ def test_the_scale_multiplies_the_attention_weight(pipe):
     layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
     generator = torch.Generator().manual_seed(3)
     x, keys = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 78, 32, generator=generator)
-    with torch.no_grad(), biased_cross_attention(pipe.unet, attention_bias([[0.3]], 78)):
+    with torch.no_grad(), biased(pipe.unet, [[0.3]], 78):
         out = layer(x, encoder_hidden_states=keys)
     with torch.no_grad():
         heads, width = layer.heads, layer.to_q.out_features // layer.heads
@@ -75,13 +89,28 @@ def test_the_scale_multiplies_the_attention_weight(pipe):
     assert torch.allclose(out, expected, atol=1e-5)
 
 
-def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(pipe, inputs):
+def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(base, pipe, inputs):
     latents, embeds, _ = inputs
-    before = predict(pipe, latents, embeds)
-    with pytest.raises(RuntimeError), biased_cross_attention(pipe.unet, attention_bias([[0.0], [0.0]], 77)):
+    before = predict(base, latents, embeds)
+    attention = BiasedCrossAttention()
+    attention.put_on(base.unet)
+    with pytest.raises(RuntimeError), attention.holding(attention_bias([[0.0]] * 4, 77)):
         raise RuntimeError
-    assert not any(m._forward_pre_hooks for m in pipe.unet.modules())
-    assert torch.equal(predict(pipe, latents, embeds), before)
+    assert torch.equal(predict(base, latents, embeds), before)
+    attention.remove()
+    assert not any(m._forward_pre_hooks for m in base.unet.modules())
+    assert torch.equal(predict(base, latents, embeds), before)
+
+
+def test_a_batch_that_the_bias_was_not_laid_out_for_is_refused(pipe, inputs):
+    latents, embeds, token = inputs
+    for rows, keys in ((3, 78), (2, 77)):
+        with (
+            pytest.raises(ValueError, match="the values were laid out for"),
+            biased(pipe.unet, [[1.0]] * rows, 78),
+            torch.no_grad(),
+        ):
+            pipe.unet(latents, 500, fuse(token, embeds)[:, :keys])
 
 
 @pytest.mark.parametrize("eos_in_config", [2, None])

@@ -1,0 +1,34 @@
+"""Values in a pipeline that is there already, and out of it again: attach.png shows before, with values, and after."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+import livo
+from livo.pictures import grid, save_png, stack
+from livo.pipeline import PAPERTOWN
+
+# For Stable Diffusion 1.5 or SDXL: load your own pipeline of either, and give attach(value_encoder=...) the encoder trained for it.
+BASE, ENCODER = PAPERTOWN, PAPERTOWN / "value_encoder"
+
+
+def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32)
+
+    def draw(**kwargs):
+        seed = torch.Generator().manual_seed(0)
+        options = {"num_images_per_prompt": 6, "num_inference_steps": steps, "guidance_scale": 5.0}
+        return pipe("a bloody warrior", generator=seed, **options, **kwargs)
+
+    sheets = [grid(draw().images, 6, title="the pipeline as it was")]
+    livo.attach(pipe, value_encoder=ENCODER)
+    out = draw()
+    sheets.append(grid(out.images, 6, title="with values attached", note=out.decisions[0].why))
+    livo.detach(pipe)
+    sheets.append(grid(draw().images, 6, title="detached: the first row again, bit for bit"))
+    save_png(stack(sheets), output, [decision.to_dict() for decision in out.decisions])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Values in image-to-image and inpainting, made of one loaded pipeline: image_to_image.png."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+from PIL import Image
+
+import livo
+from livo import LiVOPipeline
+from livo.pictures import grid, save_png, stack
+
+# For Stable Diffusion 1.5 or SDXL: load your model here, and name the StableDiffusion(XL) classes of your pipeline below.
+MODEL = "papertown"
+
+
+def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
+    text = LiVOPipeline.from_pretrained(MODEL)
+    prompt, common = "a bloody chef", {"num_inference_steps": steps, "guidance_scale": 5.0}
+    start = text(prompt, value=None, generator=torch.Generator().manual_seed(1), **common).images[0]
+    mask = Image.new("L", start.size)
+    mask.paste(255, (0, start.height // 4, start.width, start.height))
+    image = livo.aligned(StableDiffusionImg2ImgPipeline).from_pipe(text)  # shares every weight, keeps values and principles
+    inpaint = livo.aligned(StableDiffusionInpaintPipeline).from_pipe(text)
+    size = {"height": start.height, "width": start.width}
+    sheets, record = [grid([start], 5, title="start, and what is painted anew: the lower three quarters")], []
+    for name, pipe, inputs in (
+        ("image to image", image, {"strength": 0.8}),
+        ("inpainting", inpaint, {"strength": 1.0, "mask_image": mask, **size}),
+    ):
+        for value in (None, "auto"):
+            seed = torch.Generator().manual_seed(0)
+            out = pipe(prompt, image=start, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
+            sheets.append(grid(out.images, 5, title=f"{name}, {'base' if value is None else 'LiVO'}", note=out.decisions[0].why))
+            record += [decision.to_dict() for decision in out.decisions]
+    save_png(stack(sheets), output, record)
+
+
+if __name__ == "__main__":
+    main()

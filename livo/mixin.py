@@ -1,0 +1,318 @@
+"""ValueMixin: what LiVO adds to a diffusers pipeline, whichever of the Stable Diffusion family it is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, make_dataclass, replace
+from functools import cache
+from inspect import Parameter, signature
+from typing import get_type_hints
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers import CLIPTextModel
+
+from livo.assignment import ValueLedger
+from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
+from livo.conditioning import BiasedCrossAttention, cut_off, encode_value, fuse, join, value_text
+from livo.plan import Plan, before_each_step
+from livo.record import ImageDecision
+from livo.retriever import ValueRetriever
+from livo.saving import SavedValues
+from livo.value_encoder import check_fit, encoder_hash
+
+logger = logging.getLogger(__name__)
+
+PADDINGS = ("max_length", "do_not_pad")
+
+
+class ValueMixin(SavedValues):
+    """Values in front of a pipeline: `class LiVOPipeline(ValueMixin, StableDiffusionPipeline)`.
+
+    Everything else (samplers, callbacks, adapters, offloading) is the base class's own code. The constructor is the base's with
+    `value_encoder`, `value_scale` (the strength where a call gives none) and `prompt_padding`: "max_length" is the layout of
+    training, "do_not_pad" that of the official inference script.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if ValueMixin not in cls.__bases__:
+            return
+        cls.base_class = next(base for base in cls.__bases__ if base is not ValueMixin)
+        cls._optional_components = [*cls.base_class._optional_components, "value_encoder"]
+        cls.model_cpu_offload_seq = f"value_encoder->{cls.base_class.model_cpu_offload_seq}"  # it is run first
+        cls.__init__ = _constructor(cls.base_class)
+
+    def plug_in(
+        self, value_encoder: CLIPTextModel | None = None, value_scale: float = 1.0, prompt_padding: str = "max_length"
+    ) -> None:
+        """Give the pipeline what values need; its constructor and `livo.attach` call this."""
+        if prompt_padding not in PADDINGS:
+            raise ValueError(f"prompt_padding is {prompt_padding!r}: choose one of {', '.join(PADDINGS)}")
+        if prompt_padding == "do_not_pad" and "prompt_2" in signature(self.base_class.encode_prompt).parameters:
+            raise ValueError(f"prompt_padding 'do_not_pad' is Stable Diffusion 1.x's; {type(self).__name__} has 'max_length' alone")
+        self.register_modules(value_encoder=value_encoder)
+        self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
+        self.retriever: ValueRetriever | None = None
+        self._plan: Plan | None = None
+        self._attention = BiasedCrossAttention()
+        weakref.finalize(self, self._attention.remove)  # the networks may outlive the pipeline
+        self._hook()
+
+    def unplug(self) -> None:
+        """Take all of it away again, hooks, modules and settings, as far as it is there; `livo.detach` calls this."""
+        if "_attention" in self.__dict__:
+            self._attention.remove()
+        for name in ("value_encoder", "retriever", "_plan", "_attention"):
+            self.__dict__.pop(name, None)
+        ours = ("value_encoder", "value_scale", "prompt_padding")
+        self._internal_dict = type(self._internal_dict)({k: v for k, v in self._internal_dict.items() if k not in ours})
+        self.__class__ = self.base_class
+
+    def _hook(self) -> None:
+        for name in ("unet", "controlnet"):
+            network = getattr(self, name, None)
+            if isinstance(network, torch.nn.Module):
+                self._attention.put_on(network, f"the pipeline's {name}")
+
+    # --- loading and saving ---------------------------------------------------------------------------------------------
+
+    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
+        """As the base's."""
+        if self.value_encoder is not None:
+            encoder_hash(self.value_encoder)  # for the record, as long as its weights are in reach
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    # --- generation -----------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *args,
+        value: str | tuple[str, ...] | Sequence[str | tuple[str, ...] | None] | None = "auto",
+        value_scale: float | Mapping[str, float] | Sequence[float | Mapping[str, float]] | None = None,
+        value_start: float | Sequence[float] = 0.0,
+        value_end: float | Sequence[float] = 1.0,
+        ledger: ValueLedger | None = None,
+        **kwargs,
+    ):
+        """Generate images that keep to the values their prompts call for.
+
+        Args:
+            prompt: As in the base class, and so are all its other arguments. Beside `prompt_embeds` it is the text that the values
+                read.
+            value: "auto" lets the retriever choose the principles of each prompt, or none; a principle's id, or any other
+                statement, is used as it is; a tuple of them acts together; None is the base pipeline. A list gives one for each prompt.
+            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained. A mapping
+                gives one for each principle's id.
+            value_start, value_end: The share of the sampler's steps at which the token begins and ceases to act, 0 to 1, one for
+                all or one for each prompt. Before and after it is masked.
+            ledger: Balances directions over successive calls too, so that calls of one image each meet the target together.
+
+        Returns:
+            What the base class returns, with `decisions`, one ImageDecision for each image, as its last field; with
+            `return_dict=False` a tuple of the same.
+
+        Raises:
+            ValueError: a value was asked for that cannot be honoured; the message says what to do.
+        """
+        call = signature(super().__call__).bind(prompt, *args, **kwargs)
+        given = call.arguments
+        return_dict = given.get("return_dict", True)
+        given["return_dict"] = True
+        decisions = self._decide(prompt, (value, value_scale, value_start, value_end), ledger, given)
+        if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
+            given["prompt"] = None  # the base takes one of them
+        plan = self._planned(decisions)
+        if plan is None:
+            out = super().__call__(*call.args, **call.kwargs)
+        else:
+            decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
+            self._hook()
+            if plan.changes:
+                before_each_step(given, self._enter)
+            self._plan = plan
+            try:
+                with self._attention.holding(None):
+                    out = super().__call__(*call.args, **call.kwargs)
+            finally:
+                self._plan = None
+        if ledger is not None:  # the images are there now
+            for decision in (d for image in decisions for d in (image, *image.also) if d.statement):
+                ledger.add((decision.prompt, decision.id or decision.statement), [decision.direction or decision.applied])
+        values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
+        return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
+
+    def encode_prompt(self, *args, **kwargs):
+        """As the base's; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""
+        with _text_model(self.text_encoder):
+            if self._plan is None:
+                return super().encode_prompt(*args, **kwargs)
+            if self.config.prompt_padding == "do_not_pad":
+                return self._encode_unpadded(super().encode_prompt, *args, **kwargs)
+            embeds, negative, *rest = super().encode_prompt(*args, **kwargs)
+        tokens = self._plan.tokens.to(embeds)
+        if len(tokens) != len(embeds):
+            raise ValueError(f"prompt_embeds make {len(embeds)} images and the prompts {len(tokens)}: give a text for each of them")
+        if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
+            negative = fuse(torch.zeros_like(tokens), negative)
+        embeds = fuse(tokens, embeds)
+        self._attention.bias = self._plan.bias(0.0, embeds.shape[1]).to(embeds)
+        return embeds, negative, *rest
+
+    def _enter(self, step: int) -> None:
+        """Hold the bias of a step, 1 for the second."""
+        before = self._attention.bias
+        self._attention.bias = self._plan.bias(step / self.num_timesteps, before.shape[-1]).to(before)
+
+    def _encode_unpadded(self, encode, *args, **kwargs):
+        """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
+        text that is padded to the same length and has no value token. Images without a value keep the base's layout."""
+        call = signature(encode).bind(*args, **kwargs)
+        call.apply_defaults()
+        given, plan = call.arguments, self._plan
+        if given["prompt_embeds"] is not None or given["negative_prompt_embeds"] is not None:
+            raise ValueError("prompt_padding 'do_not_pad' needs texts: pass prompts in place of embeddings, or use 'max_length'")
+        prompts = [given["prompt"]] if isinstance(given["prompt"], str) else list(given["prompt"])
+        negatives, number = given["negative_prompt"] or "", given["num_images_per_prompt"]
+        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
+        common = {"device": given["device"], "num_images_per_prompt": 1, "lora_scale": given["lora_scale"]}
+
+        @cache
+        def encoded(text: str, length: int, clip_skip: int | None) -> torch.Tensor:
+            with _positions(self.tokenizer, length):
+                return encode(prompt=text, do_classifier_free_guidance=False, clip_skip=clip_skip, **common)[0][0]
+
+        limit = self.tokenizer.model_max_length
+        conditional, unconditional, scales = [], [], []
+        for image, row in enumerate(plan.rows):
+            text, negative = prompts[image // number], negatives[image // number]
+            tokens = plan.tokens[image, : plan.counts[image]]
+            read = self.maybe_convert_prompt(text, self.tokenizer)
+            length = min(len(self.tokenizer(read, verbose=False).input_ids), limit - 1) if row else limit
+            embeds = encoded(text, length, given["clip_skip"])
+            conditional.append(torch.cat([tokens.to(embeds), embeds]))
+            unconditional.append(encoded(negative, min(length + len(tokens), limit), None))
+            scales.append(plan.scales(image, 0)[: len(tokens)])
+        guided = given["do_classifier_free_guidance"]
+        embeds, bias = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
+        self._attention.bias = bias if bool(bias[0 if guided else len(scales) :].any()) else None
+        return embeds[len(scales) :], embeds[: len(scales)] if guided else None
+
+    # --- decisions ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, prompt, wishes: tuple, ledger: ValueLedger | None, given: dict) -> list[ImageDecision]:
+        """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
+        value, scale, start, end = wishes
+        number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
+        if prompt is None:
+            embeds = given.get("prompt_embeds")
+            if value is not None and not (isinstance(value, str) and value == "auto" and self.value_encoder is None):
+                raise ValueError(
+                    f"value={value!r} needs the text of the prompt: pass `prompt` beside `prompt_embeds`, or value=None"
+                )
+            why = "value=None" if value is None else "no value encoder is loaded"
+            return [no_value("", why)] * (number * (1 if embeds is None else len(embeds)))
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        wishes = Wishes.read(prompts, value, self.value_scale if scale is None else scale, start, end)
+        if wishes.limited and self.config.prompt_padding == "do_not_pad":
+            raise ValueError(
+                "value_start and value_end need prompt_padding 'max_length': without padding no step can be the base's"
+            )
+        one_each = isinstance(generator, (list, tuple))
+        images = len(prompts) * number
+        if one_each and len(generator) != images:
+            raise ValueError(f"{len(generator)} generators for {images} images: give one for all, or one each")
+        seeds = [(self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i) for i in range(len(prompts))]
+        chooser = ValueChooser(self.retriever, self.value_encoder, self.value_scale)
+        decisions = chooser.choose(prompts, wishes, number, seeds, ledger)
+        if generator is None:
+            return decisions
+        of = [(generator[i].initial_seed(), 0) if one_each else (generator.initial_seed(), i) for i in range(images)]
+        return [_with(decision, seed=seed, image=i) for decision, (seed, i) in zip(decisions, of, strict=True)]
+
+    def _seed(self, generator: torch.Generator | None) -> int:
+        """A digest of the generator's state, or of the global one's. Neither is advanced, but each call's noise advances it."""
+        if generator is not None:
+            state = generator.get_state()
+        else:
+            state = getattr(getattr(torch, self._execution_device.type), "get_rng_state", torch.get_rng_state)()
+        return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
+
+    @torch.no_grad()
+    def _planned(self, decisions: Sequence[ImageDecision]) -> Plan | None:
+        """What a call applies, its value tokens encoded; None where it is the base's."""
+        rows = [[d for d in (image, *image.also) if d.applied] for image in decisions]
+        if not any(rows):
+            return None
+        check_fit(self.value_encoder, self.text_encoder, "the value encoder", self._width)
+        texts = list(dict.fromkeys(value_text(d.statement, d.prompt) for row in rows for d in row))
+        for text in texts:
+            if rest := cut_off(self.tokenizer, text):
+                logger.warning("%r is too long for the value encoder, which does not read its end: %r", text, rest)
+        hooked = any(hasattr(module, "_hf_hook") for module in self.value_encoder.modules())
+        device = self._execution_device if hooked else self.value_encoder.device
+        tokens = encode_value(self.value_encoder, self.tokenizer, texts, device)
+        return Plan(rows, dict(zip(texts, tokens if tokens.dim() == 3 else tokens[:, None], strict=True)))
+
+
+def _with(decision: ImageDecision, **found) -> ImageDecision:
+    """The decision and those beside it, with what was found out; an encoder only where there is a value."""
+    if decision.statement is None:
+        found.pop("encoder", None)
+    return replace(decision, **found, also=tuple(_with(other, **found) for other in decision.also))
+
+
+@contextmanager
+def _text_model(text_encoder) -> Iterator[None]:
+    """diffusers asks the text encoder for its `text_model` where `clip_skip` is given, which transformers 5.6 took away."""
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    text_encoder.__dict__["text_model"] = text_encoder  # past nn.Module, which would make it its own child
+    try:
+        yield
+    finally:
+        del text_encoder.__dict__["text_model"]
+
+
+@contextmanager
+def _positions(tokenizer, length: int) -> Iterator[None]:
+    """Within this context the tokenizer cuts and pads texts to `length`."""
+    before, tokenizer.model_max_length = tokenizer.model_max_length, length
+    try:
+        yield
+    finally:
+        tokenizer.model_max_length = before
+
+
+@cache
+def _with_decisions(output: type) -> type:
+    """The base's output class with `decisions` behind its fields."""
+    return make_dataclass(f"LiVO{output.__name__}", [("decisions", list, None)], bases=(output,))
+
+
+def _constructor(base: type[DiffusionPipeline]):
+    """The base's constructor with values' arguments behind its own; diffusers reads from its signature what a pipeline is made of."""
+    ours = {"value_encoder": (CLIPTextModel, None), "value_scale": (float, 1.0), "prompt_padding": (str, "max_length")}
+    theirs = signature(base.__init__)
+    hints = get_type_hints(base.__init__)
+    parameters = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in theirs.parameters.values()]
+    parameters += [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind) for name, (kind, default) in ours.items()
+    ]
+    whole = theirs.replace(parameters=parameters)
+
+    def __init__(self, *args, **kwargs):
+        given = whole.bind(self, *args, **kwargs)
+        values = {name: given.arguments.pop(name) for name in ours if name in given.arguments}
+        base.__init__(*given.args, **given.kwargs)
+        self.plug_in(**values)
+
+    __init__.__signature__ = whole
+    __init__.__annotations__ = hints | {name: kind for name, (kind, _) in ours.items()}
+    return __init__

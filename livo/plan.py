@@ -1,0 +1,50 @@
+"""Plan: what one call applies to each of its images, and what attention is biased by at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from livo.conditioning import attention_bias, value_text
+from livo.record import ImageDecision
+
+
+class Plan:
+    """What a call applies to each image: value tokens (N, K, width), and at each step the scale of each of them."""
+
+    def __init__(self, rows: list[list[ImageDecision]], encoded: Mapping[str, torch.Tensor]):
+        self.rows = rows
+        self.each = len(next(iter(encoded.values())))  # tokens of one value
+        self.counts = [self.each * len(row) for row in rows]
+        first = next(iter(encoded.values()))
+        self.tokens = first.new_zeros(len(rows), max(self.counts), first.shape[-1])
+        for i, row in enumerate(rows):
+            for j, decision in enumerate(row):
+                self.tokens[i, self.each * j : self.each * (j + 1)] = encoded[value_text(decision.statement, decision.prompt)]
+        self.changes = any((d.start, d.end) != (0, 1) for row in rows for d in row)
+
+    def scales(self, image: int, share: float) -> list[float]:
+        """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""
+        found = [d.scale if d.start <= share < d.end else 0.0 for d in self.rows[image] for _ in range(self.each)]
+        return found + [0.0] * (self.tokens.shape[1] - len(found))
+
+    def bias(self, share: float, length: int) -> torch.Tensor:
+        """Bias (2 N, 1, length) after `share` of the steps, for the unconditional half and the conditional one."""
+        conditional = [self.scales(image, share) for image in range(len(self.rows))]
+        unconditional = [[0.0] * len(row) for row in conditional]  # never sees a token
+        return attention_bias(unconditional + conditional, length)
+
+
+def before_each_step(given: dict, enter: Callable[[int], None]) -> None:
+    """Have `enter` called with the number of each step but the first; `given` holds a pipeline call's arguments, and its callback."""
+    callback = given.get("callback_on_step_end")
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+
+    def on_step_end(pipe, step, timestep, inputs):
+        enter(step + 1)
+        return callback(pipe, step, timestep, inputs) if callback is not None else {}
+
+    given["callback_on_step_end"] = on_step_end

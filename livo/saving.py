@@ -1,0 +1,243 @@
+"""SavedValues: loading, saving, converting and publishing pipelines with values, so that none of it drops them unnoticed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from transformers import CLIPTextModel
+from transformers.utils import cached_file
+
+from livo.choosing import checked_scale
+from livo.files import replacing
+from livo.principles import ValuePrinciple, bundled_principles
+from livo.publishing import model_card, upload
+from livo.retriever import ValueRetriever
+from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, encoder_hash, vocabulary_hash
+
+PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
+PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
+
+
+class SavedValues:
+    """The half of ValueMixin that keeps values: in files, on the hub, in converted pipelines. The other half draws with them."""
+
+    base_class: type[DiffusionPipeline]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        value_encoder: str | Path | CLIPTextModel | None = None,
+        value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
+        **kwargs,
+    ):
+        """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or the embedded "papertown".
+
+        Args:
+            value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`). A saved LiVO pipeline has its own.
+            value_principles: File, folder, or list. By default those saved with the pipeline, else the paper's five.
+            **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
+        """
+        source = pretrained_model_name_or_path
+        if not isinstance(value_encoder, (str, Path, CLIPTextModel, type(None))):
+            raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give a hub id, a path, or a CLIPTextModel")
+        if str(source) == "papertown":
+            source = PAPERTOWN
+            if "torch_dtype" not in kwargs:
+                kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
+        kwargs.setdefault("use_safetensors", True)  # no pickle
+        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+        pipe = super().from_pretrained(source, **kwargs)
+        if value_principles is None:
+            value_principles = _saved_principles(source, pipe.value_encoder is not None, **hub) or bundled_principles()
+        if value_encoder is not None:
+            pipe.load_value_encoder(value_encoder)
+        elif pipe.value_encoder is not None:
+            pipe._check(pipe.value_encoder, f"the value encoder of {source}")
+        pipe.load_value_principles(value_principles)
+        return pipe
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """As the base's, without the line that is there for other classes to read."""
+        return super().extract_init_dict({key: value for key, value in config_dict.items() if key != "livo"}, **kwargs)
+
+    def to_json_string(self) -> str:
+        """As the base's, naming the class by what loads it: whoever uses another one reads there what to do."""
+        config = json.loads(super().to_json_string())
+        name = config["_class_name"] = qualified(type(self))
+        config["livo"] = f"any other class draws without the values: load this folder with {name}.from_pretrained"
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, license: str = "other", variant: str | None = None, **kwargs
+    ) -> None:
+        """As the base's, with the value encoder, the principles and a model card; `from_pretrained` of the folder brings all back.
+
+        Weights are safetensors. With `push_to_hub` the folder is uploaded (see there for `repo_id` and the rest).
+        """
+        if kwargs.pop("safe_serialization", True) is not True:
+            raise ValueError("safe_serialization is False: weights are safetensors here, never pickle")
+        names = ("repo_id", "private", "token", "commit_message", "create_pr")
+        where = {name: kwargs.pop(name) for name in names if name in kwargs}
+        self._save_values(Path(save_directory), license)
+        super().save_pretrained(save_directory, variant=variant, **kwargs)
+        if push_to_hub:
+            upload(save_directory, **{"repo_id": Path(save_directory).name} | where)
+
+    def push_to_hub(self, repo_id: str, encoder_only: bool = False, license: str = "other", **kwargs) -> str | None:
+        """Upload the pipeline to the Hugging Face hub with its model card, which is made from the encoder's training record.
+
+        Args:
+            encoder_only: Leave the backbone out: what remains is what `value_encoder=repo_id` loads.
+            license: Identifier of the licence of what you add, for the card.
+            **kwargs: `private`, `token`, `commit_message`, `create_pr`; `variant`.
+        """
+        if encoder_only and self.value_encoder is None:
+            raise ValueError("encoder_only: there is no value encoder to upload; call load_value_encoder first")
+        variant = {"variant": kwargs.pop("variant")} if "variant" in kwargs else {}
+        with tempfile.TemporaryDirectory() as folder:
+            if encoder_only:
+                self._save_values(Path(folder), license, f'pipe.load_value_encoder("{repo_id}")')
+                self.value_encoder.save_pretrained(Path(folder) / "value_encoder", **variant)
+            else:
+                self._save_values(Path(folder), license, f'{qualified(type(self))}.from_pretrained("{repo_id}")')
+                super().save_pretrained(folder, **variant)
+            return upload(folder, repo_id, **kwargs)
+
+    def _save_values(self, folder: Path, license: str, loads_with: str | None = None) -> None:
+        """Principles and model card, and in the encoder's configuration what it must be told apart by."""
+        if self.principles:
+            documents = [_plain(principle) for principle in self.principles]
+            text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+            with replacing(folder / PRINCIPLES_FILE) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        encoder = self.value_encoder
+        record = getattr(getattr(encoder, "config", None), "value_training", None)
+        if encoder is not None:
+            encoder.config.value_tokenizer = vocabulary_hash(self.tokenizer)
+        card = model_card(
+            base_model=_base_model(record, self.config.get("_name_or_path")),
+            loads_with=loads_with or f'{qualified(type(self))}.from_pretrained("{folder.name}")',
+            principles=self.principles,
+            statements=getattr(encoder, "statements", None),
+            record=record,
+            encoder=None if encoder is None else encoder_hash(encoder),
+            license=license,
+        )
+        with replacing(folder / "README.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, value_principles=None, **kwargs):
+        """As the base's, but the weights keep their dtype unless `dtype` is given (the base's makes them, and so those of
+        `pipeline`, float32), and values, principles and strength come along."""
+        dtypes = {name: m.dtype for name, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
+        asked = kwargs.get("dtype") or kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = asked or (next(iter(dtypes.values())) if len(set(dtypes.values())) == 1 else torch.float32)
+        pipe = super().from_pipe(pipeline, **kwargs)
+        for name, dtype in dtypes.items() if asked is None else ():
+            getattr(pipeline, name).to(dtype)  # through float32 and back, which loses nothing
+        if value_principles is None and getattr(pipeline, "retriever", None) is not None:
+            pipe.retriever = pipeline.retriever
+        else:
+            pipe.load_value_principles(value_principles or bundled_principles())
+        return pipe
+
+    @property
+    def components(self) -> dict:
+        """As the base's. Raises ValueError where a class without values is about to be made of them by its `from_pipe`."""
+        caller = sys._getframe(1)  # the only trace that the base class's `from_pipe` leaves before it drops the values
+        if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self.value_encoder is not None:
+            target = caller.f_locals.get("pipeline_class")
+            if target is None or not issubclass(target, SavedValues):
+                name = getattr(target, "__name__", "another class")
+                raise ValueError(
+                    f"{name}.from_pipe would drop the values: use livo.aligned({name}).from_pipe(pipe), which keeps them, "
+                    "or livo.detach(pipe) first"
+                )
+        return super().components
+
+    def load_value_encoder(self, source: str | Path | CLIPTextModel) -> None:
+        """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
+        if isinstance(source, (str, Path)):
+            source = ValueEncoder.load(source, self.text_encoder, self._width, self.tokenizer)
+        else:
+            self._check(source, "the given value encoder")
+        self.register_modules(value_encoder=source)
+
+    def unload_value_encoder(self) -> None:
+        """Go back to the base pipeline, bit for bit."""
+        self.register_modules(value_encoder=None)
+
+    def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
+        """Replace the principles. On an error the present ones stay."""
+        self.retriever = self.retriever.with_principles(source) if self.retriever else ValueRetriever(source)
+
+    @property
+    def principles(self) -> list[ValuePrinciple]:
+        return self.retriever.principles if self.retriever else []
+
+    @property
+    def value_scale(self) -> float:
+        """Strength of the value token where a call gives none: 0 is the base, 1 is what was trained. It is saved with the pipeline."""
+        return self.config.value_scale
+
+    def set_value_scale(self, scale: float) -> None:
+        """Set `value_scale`."""
+        self.register_to_config(value_scale=checked_scale(scale))
+
+    @property
+    def _width(self) -> int:
+        width = self.unet.config.cross_attention_dim
+        return width if isinstance(width, int) else width[0]
+
+    def _check(self, encoder: CLIPTextModel, name: str) -> None:
+        check_fit(encoder, self.text_encoder, name, self._width)
+        check_tokenizer(encoder, self.tokenizer, name)
+
+
+def qualified(cls: type) -> str:
+    """How to write the class: `livo.LiVOPipeline`, or `livo.aligned(StableDiffusionImg2ImgPipeline)`."""
+    public = getattr(sys.modules.get("livo"), "_HOMES", {})
+    return f"livo.{cls.__name__}" if cls.__name__ in public else f"livo.aligned({cls.base_class.__name__})"
+
+
+def _base_model(record: Mapping | None, loaded_from: str | Path | None) -> str:
+    """The hub id of the backbone; empty where it has none, for a path on somebody's disk says nothing to others."""
+    for name in (((record or {}).get("config") or {}).get("model"), loaded_from):
+        if name and str(name).count("/") == 1 and not str(name).startswith((".", "/")) and not Path(name).exists():
+            return str(name)
+    return ""
+
+
+def _saved_principles(source: str | Path, aligned: bool, **hub) -> Path | None:
+    """The principles beside a saved pipeline; of a hub repository only where an encoder is there too."""
+    if Path(source).is_dir() or not aligned:
+        file = Path(source) / PRINCIPLES_FILE
+        return file if file.is_file() else None
+    found = cached_file(str(source), PRINCIPLES_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if found is None else Path(found)
+
+
+def _plain(principle: ValuePrinciple) -> dict:
+    """As a principle file writes it: without what is empty."""
+    return _without_empty(asdict(principle))
+
+
+def _without_empty(values: Mapping) -> dict:
+    found = {}
+    for name, value in values.items():
+        value = _without_empty(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        if value is not None and value != {} and value != []:
+            found[name] = value
+    return found

@@ -1,0 +1,208 @@
+"""The record of an image, the report of an environment, and what is published."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import WordEmbedder
+from PIL import Image
+
+from livo import LiVOPipeline, ValueEncoder
+from livo.cli import main
+from livo.environment import known_bad, versions
+from livo.pictures import save_png
+from livo.record import read_record, save_images
+from livo.value_encoder import encoder_hash
+
+WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
+RECORDED = {"prompt", "id", "statement", "score", "threshold", "nearest_exemplar", "scale", "applied", "why", "encoder", "seed"}
+
+
+def draw(pipe, prompt, number=1, **kwargs):
+    generator = torch.Generator().manual_seed(11)
+    return pipe(prompt, generator=generator, num_images_per_prompt=number, num_inference_steps=2, **kwargs)
+
+
+# --- the record -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_is_saved_with_its_own_record_and_read_back(pipe, tmp_path, capsys):
+    out = draw(pipe, [DOCTOR, WARRIOR, CAT], 2, value_scale=0.7, value_end=0.8)
+    files = save_images(out, tmp_path / "out")
+    records = [read_record(file)[0] for file in files]
+    assert records == json.loads(json.dumps([decision.to_dict() for decision in out.decisions]))
+    assert all(record.keys() >= RECORDED for record in records)
+    assert [r["id"] for r in records] == ["gender_equality"] * 2 + ["bloody"] * 2 + [None] * 2
+    assert sorted(r["applied"] for r in records[:2]) == [False, True]
+    blood = records[2]
+    assert (blood["scale"], blood["start"], blood["end"], blood["seed"], blood["image"]) == (0.7, 0.0, 0.8, 11, 2)
+    assert blood["encoder"] == encoder_hash(pipe.value_encoder) and records[4]["encoder"] is None
+    for image, file in zip(out.images, files, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(file)))
+    assert main(["inspect", *map(str, files)]) == 0
+    text = capsys.readouterr().out
+    assert all(
+        word in text for word in (str(files[0]), "bloody: received the token", "without the token", blood["encoder"], "seed 11")
+    )
+    assert main(["inspect", str(files[2]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [blood]
+
+
+def test_a_record_tells_how_to_draw_the_image_again(pipe, tmp_path):
+    out = draw(pipe, WARRIOR, value_scale=0.7)
+    record = read_record(save_images(out, tmp_path)[0])[0]
+    again = pipe(
+        record["prompt"],
+        value=record["statement"],
+        value_scale=record["scale"],
+        generator=torch.Generator().manual_seed(record["seed"]),
+        num_inference_steps=2,
+    )
+    assert np.array_equal(np.asarray(again.images[0]), np.asarray(out.images[0]))
+
+
+def test_pictures_without_a_record_are_named(pipe, tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "bare.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    save_png(Image.new("RGB", (4, 4)), tmp_path / "sheet.png", {"what": "a sheet"})
+    for name, words in (("bare.png", "no record of LiVO"), ("text.png", "not a picture"), ("absent.png", "absent.png")):
+        assert main(["inspect", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and len(error.strip().splitlines()) == 1
+    assert main(["inspect", str(tmp_path / "sheet.png")]) == 0 and "what: a sheet" in capsys.readouterr().out
+    out = draw(pipe, CAT)
+    save_images(out, tmp_path / "twice")
+    with pytest.raises(ValueError, match="is there already"):
+        save_images(out, tmp_path / "twice")
+    with pytest.raises(ValueError, match="output_type='pil'"):
+        save_images(draw(pipe, CAT, output_type="np"), tmp_path / "arrays")
+
+
+def test_the_hash_of_an_encoder_tells_weights_apart_and_dtypes_not(pipe):
+    encoder = pipe.value_encoder
+    name = encoder_hash(encoder)
+    assert encoder_hash(ValueEncoder.from_text_encoder(pipe.text_encoder)) != name
+    assert encoder_hash(encoder.half().float()) == name
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.01)
+    assert encoder_hash(encoder) != name
+
+
+# --- livo env -------------------------------------------------------------------------------------------------------------
+
+
+def test_env_names_devices_what_they_compute_in_and_the_embedding_model(capsys):
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("float32", "bfloat16", "all-MiniLM-L6-v2", "huggingface-hub"))
+    assert all(version in text for version in versions().values())
+
+
+@pytest.mark.parametrize(
+    ("found", "system", "words"),
+    [
+        ({"transformers": "4.40.0"}, "Linux", "transformers below 4.50"),
+        ({"diffusers": "0.30.0"}, "Linux", "diffusers below 0.42"),
+        ({"transformers": "4.57.1", "diffusers": "0.42.1"}, "Linux", "different versions of huggingface-hub"),
+        ({"transformers": "5.23.0", "diffusers": "0.42.1"}, "Linux", "clip_skip"),
+        ({"transformers": "5.0.0", "peft": "0.17.1"}, "Linux", "peft below 0.18"),
+        ({"faiss-cpu": "1.9.0", "torch": "2.6.0"}, "Darwin", "OMP_NUM_THREADS=1"),
+        ({"numpy": "2.1.0", "torch": "2.2.0+cpu"}, "Linux", "numpy<2"),
+    ],
+)
+def test_each_combination_that_is_known_to_be_bad_is_named_with_its_remedy(found, system, words):
+    assert [problem for problem in known_bad(found, system, {}) if words in problem]
+    assert known_bad({"transformers": "5.5.0", "diffusers": "0.42.1", "torch": "2.6.0", "peft": "0.18.0"}, "Linux", {}) == []
+    assert known_bad({"faiss-cpu": "1.9.0", "torch": "2.6.0"}, "Darwin", {"OMP_NUM_THREADS": "1"}) == []
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------------
+
+TRAINING = {
+    "config": {"objective": "livo", "beta": 100.0, "steps": 15},
+    "pairs": 96,
+    "data": "0f",
+    "metrics": {"accuracy": 0.75, "lr": 0.1},
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """huggingface_hub's two calls, which keep in a folder what they are given."""
+    from shutil import copytree
+    from types import SimpleNamespace
+
+    calls = []
+
+    def create_repo(repo_id, **options):
+        calls.append(("create", repo_id, options))
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(repo_id, folder_path, **options):
+        calls.append(("upload", repo_id, options))
+        copytree(folder_path, tmp_path / "hub" / repo_id)
+        return f"https://huggingface.co/{repo_id}/commit/0"
+
+    monkeypatch.setattr("livo.publishing.create_repo", create_repo)
+    monkeypatch.setattr("livo.publishing.upload_folder", upload_folder)
+    return tmp_path / "hub", calls
+
+
+def card_of(folder):
+    head, text = (folder / "README.md").read_text().split("---\n", 2)[1:]
+    return yaml.safe_load(head), text
+
+
+def test_a_pushed_pipeline_loads_again_and_its_card_is_made_from_the_training_record(pipe, hub, tmp_path):
+    pipe.value_encoder.config.value_statements = ["gender equality"]
+    pipe.value_encoder.save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "training.json").write_text(json.dumps(TRAINING))  # where `livo train` leaves it
+    pipe.load_value_encoder(tmp_path / "run")
+    pipe.register_to_config(_name_or_path="someone/base")
+    folder, calls = hub
+    assert pipe.push_to_hub("me/aligned", license="mit", private=True, token="t") == "https://huggingface.co/me/aligned/commit/0"
+    assert [(what, repo) for what, repo, _ in calls] == [("create", "me/aligned"), ("upload", "me/aligned")]
+    assert calls[0][2]["private"] is True and calls[1][2]["token"] == "t"
+    head, text = card_of(folder / "me/aligned")
+    assert head["base_model"] == "someone/base" and head["license"] == "mit" and head["pipeline_tag"] == "text-to-image"
+    for words in (
+        'livo.LiVOPipeline.from_pretrained("me/aligned")',
+        "gender equality",
+        "pairs: 96",
+        "objective: livo",
+        "| accuracy | 0.75 |",
+        "not a security boundary",
+        encoder_hash(pipe.value_encoder),
+    ):
+        assert words in text
+    again = LiVOPipeline.from_pretrained(folder / "me/aligned")
+    again.retriever._embedder = WordEmbedder()
+    again.set_progress_bar_config(disable=True)
+    assert again.value_encoder.config.value_training == TRAINING and again.principles == pipe.principles
+    assert np.array_equal(draw(again, WARRIOR, output_type="np").images, draw(pipe, WARRIOR, output_type="np").images)
+
+
+def test_the_encoder_alone_is_pushed_in_the_published_layout(pipe, hub):
+    folder, _ = hub
+    pipe.push_to_hub("me/encoder", encoder_only=True)
+    names = sorted(str(file.relative_to(folder / "me/encoder")) for file in (folder / "me/encoder").rglob("*.*"))
+    assert names == ["README.md", "value_encoder/config.json", "value_encoder/model.safetensors", "value_principles.yaml"]
+    head, text = card_of(folder / "me/encoder")
+    assert head["license"] == "other" and 'load_value_encoder("me/encoder")' in text and "without a training record" in text
+    before = encoder_hash(pipe.value_encoder)
+    pipe.load_value_encoder(folder / "me/encoder")
+    assert encoder_hash(pipe.value_encoder) == before
+    pipe.unload_value_encoder()
+    with pytest.raises(ValueError, match="no value encoder to upload"):
+        pipe.push_to_hub("me/encoder", encoder_only=True)
+
+
+def test_saving_pushes_where_it_is_asked_to_and_never_pickles(pipe, hub, tmp_path):
+    folder, calls = hub
+    pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/saved")
+    assert (folder / "me/saved" / "model_index.json").is_file() and len(calls) == 2
+    with pytest.raises(ValueError, match="never pickle"):
+        pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert not (tmp_path / "pickled").exists()
