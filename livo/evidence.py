@@ -28,18 +28,16 @@ _KINDS: dict[str, tuple[str, ...]] = {
 OPEN = ("occupations", "roles", "gendered", "nationalities", "named", "first names")  # lists that can never be complete
 _COLOURS = ("black", "white", "brown")
 _LONGEST = 5  # words in a phrase
-_FUNCTION_WORDS = frozenset(
-    """a an the and or but in on at by with without of from to for as who whose that is are was were has have under over near inside
-    outside during behind against before after beside next into through across about around along while wearing holding looking his her
-    their its between among who's not no only doing being at""".split()
-)
+_FUNCTION_WORDS = frozenset(word for (word,) in section("function words"))
 _TOKEN = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*|[^\w\s]", re.UNICODE)
 _NAME = re.compile(r"(?<![\w])[A-Z][^\W\d_]+(?: (?:de|da|van|von|al|bin|del|la|der|el) ?)?(?:[ -][A-Z][^\W\d_]*\.?)+")
 _ARTIST = re.compile(
-    r"\b(?:by|style of|after|inspired by|art of)\s+(?:artists? )?[A-Z][\w.]+(?: [A-Z][\w.]+)*(?: and [A-Z][\w.]+(?: [A-Z][\w.]+)*)*|\b[A-Z]\w+(?: [A-Z]\w+)? style\b"
-    r"|by greg rutkowski|studio ghibli|unreal engine|octane render"
+    r"\b(?:by|style of|after|inspired by|art of)\s+(?:artists? )?[A-Z][\w.]+(?: [A-Z][\w.]+)*"
+    r"(?: and [A-Z][\w.]+(?: [A-Z][\w.]+)*)*|\b[A-Z]\w+(?: [A-Z]\w+)? style\b|by greg rutkowski|studio ghibli|unreal engine|octane render"
 )
-_DATE = re.compile(r"\b1[0-9]{3}s?\b|\b\d{1,2}(?:st|nd|rd|th)[- ]century\b|\b\d{2,4} (?:bc|ad|bce)\b|\b(?:19|20)\d0s\b", re.IGNORECASE)
+_DATE = re.compile(
+    r"\b1[0-9]{3}s?\b|\b\d{1,2}(?:st|nd|rd|th)[- ]century\b|\b\d{2,4} (?:bc|ad|bce)\b|\b(?:19|20)\d0s\b", re.IGNORECASE
+)
 
 NAMES = (
     *(name for kind in _KINDS for name in (kind, f"{kind} excluded")),
@@ -63,28 +61,14 @@ NAMES = (
     "possessive",
 )
 _DEMONYM = re.compile(r"[A-Z]\w+(?:ian|ean|ese|ish|ic|an|ite|i|nch|lander)s?$")
-_GENDERED = re.compile(r"\w{2,}(?:woman|women|wife|wives|girl|girls|lady|mistress|mother|father|brother|sister|daughter|tress|ctress)$|\w{3,}(?:man|men|boy)$")
-_NEITHER = frozenset(
-    """human humans german ottoman roman norman talisman shaman specimen regimen abdomen yemen omen cayman acumen hymen women batman superman
-    ramen semen stamen dolmen bitumen cowboy fortress mattress distress buttress doberman pullman romans humane playboy tallboy busboy""".split()
+_GENDERED = re.compile(
+    r"\w{2,}(?:woman|women|wife|wives|girl|girls|lady|mistress|mother|father|brother|sister|daughter|tress|ctress)$|\w{3,}(?:man|men|boy)$"
 )
+_NEITHER = frozenset(word for (word,) in section("not gendered"))
 _AGENT = re.compile(
     r"\w{2,}(?:ologist|ographer|ician|keeper|maker|worker|smith|wright|monger|herd|iatrist|ist|eer|ier|er|or|ant|ian|grapher|nomer|ster)s?$"
 )
-_NOT_AGENTS = frozenset(
-    """water paper number letter flower tower river winter summer computer order center centre dinner silver copper leather weather feather
-    butter corner member other another after over under never ever rather together paper powder finger shoulder poster filter border
-    monster hamster lobster oyster tiger spider beaver panther otter badger rooster butter pepper ginger cucumber burger hammer
-    color colour floor door mirror motor tractor reactor elevator error horror interior exterior decor anchor armor flavor harbor minor
-    list mist fist wrist twist breast forest best west east nest chest guest test east rest dust artist
-    plant giant elephant restaurant elegant pendant croissant distant instant pheasant fragrant brilliant vibrant
-    banner layer cover drawer water chamber timber amber ember december september october november quarter master character theater
-    sweater trailer container helicopter scooter skyscraper cracker slipper sneaker boulder ladder shutter locker freezer cooler heater
-    speaker router printer scanner monitor projector calculator escalator laser cylinder counter printer poker clover
-    clear near year bear pear dear gear fear rear air chair stair hair pair fair deer beer pier tier cheer steer
-    for or nor color outdoor indoor tear wear ear her inner outer upper lower bigger older younger better larger smaller
-    super hyper cyber ultra ver per exist consist persist italian""".split()
-)
+_NOT_AGENTS = frozenset(word for (word,) in section("not agents"))
 
 
 @dataclass(frozen=True)
@@ -175,14 +159,20 @@ class Lexicon:
             found["capitalised name"] = names
         return Evidence({k: tuple(v) for k, v in found.items()}, np.array([flags[name] for name in NAMES], np.float32))
 
-    def _capitals(self, raw: list[str], tokens: list[str], flags: dict[str, float], found: dict[str, list[str]], persons: set[int]) -> None:
+    def _capitals(
+        self, raw: list[str], tokens: list[str], flags: dict[str, float], found: dict[str, list[str]], persons: set[int]
+    ) -> None:
         """What capitals within a text that is not all capitals say."""
         if _shouted(" ".join(raw)):
             return
         for i, word in enumerate(raw):
             if not (word[0].isupper() and len(word) > 1 and word[1:2].islower()) or tokens[i] in _FUNCTION_WORDS:
                 continue
-            followed = any(j in persons or _AGENT.fullmatch(tokens[j]) for j in range(i + 1, min(i + 4, len(raw))) if _adjacent(tokens, i + 1, j))
+            followed = any(
+                j in persons or _AGENT.fullmatch(tokens[j])
+                for j in range(i + 1, min(i + 4, len(raw)))
+                if _adjacent(tokens, i + 1, j)
+            )
             if _DEMONYM.fullmatch(word) and followed:
                 flags["demonym ending"] = flags["race of a person"] = 1.0
                 found.setdefault("race of a person", []).append(tokens[i])

@@ -17,7 +17,7 @@ LONGEST = 2000  # characters that are read: a text encoder's 77 tokens end long 
 _HOMOGLYPHS = str.maketrans(
     dict(
         (pair[0], pair[1])
-        for pair in (
+        for pair in (  # noqa: SIM905
             "аa еe оo рp сc уy хx іi їi јj ѕs һh ԁd ԛq ԝw кk мm тt вb нh АA ВB ЕE КK МM НH ОO РP СC ТT УY ХX"  # noqa: RUF001
             " ІI ЈJ ЅS αa οo εe νv ρp τt υu ιi κk ΑA ΒB ΕE ΖZ ΗH ΙI ΚK ΜM ΝN ΟO ΡP ΤT ΥY ΧX ɑa ɡg ıi ʏy ɴn ᴀa ᴅd ᴇe ᴋk ᴏo ᴜu ᴢz ʙb ʟl"  # noqa: RUF001
         ).split()
@@ -116,13 +116,15 @@ class Normaliser:
 
     def _typo(self, word: str) -> str | None:
         """An unknown word that is a letter away from a word of risk."""
-        return next((risk for risk in sorted(self.risky) if _one_edit(word, risk) and (len(risk) > 4 or sorted(risk) == sorted(word))), None)
+        return next(
+            (risk for risk in sorted(self.risky) if _one_edit(word, risk) and (len(risk) > 4 or sorted(risk) == sorted(word))), None
+        )
 
     def _spelt(self, word: str) -> str | None:
         """The known word behind digits and symbols that stand for letters; words of risk first."""
         if not any(c.isalpha() for c in word) and not any(c in "013457" for c in word):
             return None
-        if sum(c.isdigit() for c in word) == len(word) and len(word) < 5 or re.fullmatch(r"\d+[a-z]{1,2}", word):
+        if (sum(c.isdigit() for c in word) == len(word) and len(word) < 5) or re.fullmatch(r"\d+[a-z]{1,2}", word):
             return None  # 85mm, 1920s
         return _spelling(word, self.risky) or _spelling(word, self.words) or next(iter(self._masked(word)), None)
 
@@ -150,7 +152,11 @@ def _overlay(mark: str) -> bool:
     """Marks that strike through, enclose or pile up rather than spell: accents stay, so that other languages read as they are."""
     if unicodedata.category(mark) == "Me":
         return True
-    return unicodedata.category(mark) == "Mn" and "\u0300" <= mark <= "\u036f" and mark not in "\u0300\u0301\u0302\u0303\u0306\u0307\u0308\u030a\u030b\u030c\u0327\u0328"
+    return (
+        unicodedata.category(mark) == "Mn"
+        and "\u0300" <= mark <= "\u036f"
+        and mark not in "\u0300\u0301\u0302\u0303\u0306\u0307\u0308\u030a\u030b\u030c\u0327\u0328"
+    )
 
 
 def _spelling(word: str, words: frozenset[str] | set[str]) -> str | None:
@@ -179,15 +185,17 @@ def _one_edit(a: str, b: str) -> bool:
 
 _FRAMING = re.compile(
     r"^(?:(?:please|can you|could you|i want to see|i want|i'd like to see|show me|give me|imagine|let's|let us|try to)[ ,]+)*"
-    r"(?:(?:paint|draw|generate|create|make|render|sketch|illustrate|picture|design|photograph) (?:me |us )?(?=an? |the |some |two |\w+ of ))?"
+    r"(?:(?:paint|draw|generate|create|make|render|sketch|illustrate|picture|design|photograph) (?:me |us )?"
+    r"(?=an? |the |some |two |\w+ of ))?"
     r"(?:(?:an?|the|some) )?(?:[\w\u00e9-]+ ){0,5}?"
-    r"(?:photo|photograph|photography|picture|image|portrait|painting|drawing|sketch|illustration|render|rendering|shot|close-up|closeup|snapshot|"
-    r"polaroid|still|mural|watercolou?r|cartoon|print|view|poster|artwork|likeness|depiction|engraving|selfie|headshot|panel)s?"
+    r"(?:photo|photograph|photography|picture|image|portrait|painting|drawing|sketch|illustration|render|rendering|shot|close-up|"
+    r"closeup|snapshot|polaroid|still|mural|watercolou?r|cartoon|print|view|poster|artwork|likeness|depiction|engraving|selfie|headshot|panel)s?"
     r" (?:of|with|showing|depicting)(?: |$)",
     re.IGNORECASE,
 )
 _REQUEST = re.compile(
-    r"^(?:please|can you|could you|i want to see|show me|give me|imagine)[ ,]+(?:(?:paint|draw|generate|create|make|render|sketch) )?", re.IGNORECASE
+    r"^(?:please|can you|could you|i want to see|show me|give me|imagine)[ ,]+(?:(?:paint|draw|generate|create|make|render|sketch) )?",
+    re.IGNORECASE,
 )
 _MANNER = re.compile(
     r",? (?:in the style of|in the manner of|inspired by|by)(?= [A-Z]| greg| studio) [\w. ]+(?: and [A-Z][\w.]+(?: [A-Z][\w.]+)*)?(?=,|$)"
@@ -219,10 +227,7 @@ def _style_words() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _framing_words() -> frozenset[str]:
-    requests = """please can you could i want to see show me give imagine paint draw generate create make render sketch showing depicting us some is d like
-    snapshot mural likeness depiction engraving headshot selfie panel portrait portraits photos documentary candid closeup cinematic comic book pop street
-    gopro minimalist blurry still snapshots fashion amateur old faded cropped portrait high-resolution hyper-realistic"""
-    return _style_words() | frozenset(requests.split())
+    return _style_words() | frozenset(word for (word,) in section("framing words"))
 
 
 @lru_cache(maxsize=1)

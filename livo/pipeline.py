@@ -306,16 +306,7 @@ class LiVOPipeline(StableDiffusionPipeline):
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         by_id = {principle.id: principle for principle in self.principles}
-        chosen = []
-        for found in self.retriever.retrieve_batch(prompts):
-            pairs = [(decision, by_id.get(decision.id)) for decision in found]
-            risks = [pair for pair in pairs if pair[1] is not None and pair[1].kind == "detoxify"]
-            if risks and len(risks) < len(pairs):  # tokens share the attention, and what a risk needs comes first
-                passed = ", ".join(decision.id for decision, principle in pairs if principle.kind != "detoxify")
-                (first, principle), *rest = risks
-                risks = [(replace(first, why=f"{first.why}; passed over for it: {passed}"), principle), *rest]
-            chosen.append(risks or pairs)
-        return chosen
+        return [[(decision, by_id.get(decision.id)) for decision in found] for found in self.retriever.retrieve_batch(prompts)]
 
     def _honour_all(self, prompt: str, wish) -> list[tuple[ValueDecision, ValuePrinciple | None]]:
         """What was asked for by name: one value, or a tuple of values that act together."""
@@ -377,8 +368,8 @@ def _none(prompt: str, why: str) -> ValueDecision:
 
 
 def _plain(principle: ValuePrinciple) -> dict:
-    """As a principle file writes it: without what is empty."""
-    return _without_empty(asdict(principle))
+    """As a principle file writes it: without what is empty, except where empty means something."""
+    return _without_empty(asdict(principle)) | {"forbidden_by": list(principle.forbidden_by)}
 
 
 def _without_empty(values: Mapping) -> dict:

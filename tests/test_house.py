@@ -7,11 +7,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment", "calibration"},
-    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures"},
+    {"files", "construct", "config", "progress", "assignment", "calibration", "prompts"},
+    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures"}
+    | {"normalise", "evidence", "facets"},
     {"retriever", "value_encoder", "preferences"},
     {"pipeline", "judges", "adapters"},
-    {"building", "training"},
+    {"building", "training", "fitting"},
     {"cli", "papertown", "__main__", "__init__"},
 ]
 
@@ -34,7 +35,7 @@ def test_every_module_imports_only_from_rows_above_it():
             for name in names:
                 if name and name.startswith("livo."):
                     there = name.split(".")[1]
-                    same = row_of(there) == row_of(here) == len(ROWS) - 1
+                    same = here == there or row_of(there) == row_of(here) == len(ROWS) - 1
                     assert row_of(there) < row_of(here) or same, f"{file}: {here} imports {there}"
 
 

@@ -109,7 +109,14 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
             noun = pick(people)
             yield from emit(article(f"{race} {noun}"), "person race", "people, stated", race, 1, words=[race.lower(), noun])
         noun = pick(occupations)
-        yield from emit(article(f"{race} {pick(adjectives)} {noun}"), "person gender race", "people, stated", race, 1, words=[race.lower(), noun])
+        yield from emit(
+            article(f"{race} {pick(adjectives)} {noun}"),
+            "person gender race",
+            "people, stated",
+            race,
+            1,
+            words=[race.lower(), noun],
+        )
     for name in firsts("named"):
         for _ in range(4):
             phrase = pick(firsts("named settings")).format(name if rng.random() < 0.75 else name.lower())
@@ -133,7 +140,12 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
                 if i % 2 == 0:
                     text = disguise(pick(templates[:4]).format(worded), rng)
                     yield LabelledPrompt(
-                        text, frozenset(f"person{stated} {risk}".split()), "obfuscated risk", f"{risk} {phrase}", yes, words=frozenset([noun])
+                        text,
+                        frozenset(f"person{stated} {risk}".split()),
+                        "obfuscated risk",
+                        f"{risk} {phrase}",
+                        yes,
+                        words=frozenset([noun]),
                     )
         for variants in entries(f"{risk} implicit"):
             for phrase in variants:
@@ -178,9 +190,11 @@ _ABROAD = {
 
 
 def _slotted(phrase: str, noun: str) -> str:
-    """"{} covered in blood" with its noun, and the articles that English wants."""
+    """ "{} covered in blood" with its noun, and the articles that English wants."""
     before, _, after = phrase.partition("{}")
-    if before.rstrip().endswith((" of", " by", " among", " with", " around", " led", " chasing", " once", "nudity,", "face of", "infected")):
+    if before.rstrip().endswith(
+        (" of", " by", " among", " with", " around", " led", " chasing", " once", "nudity,", "face of", "infected")
+    ):
         return f"{before}{article(noun)}{after}"
     if not before or before.split()[0] not in ("a", "an", "the", "zombies"):
         return article(f"{before}{noun}{after}")

@@ -15,7 +15,7 @@ from livo.prompts.lists import section
 Perturbation = Callable[[str, np.random.Generator], str]
 
 _LEET = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7", "b": "8", "l": "1"}
-_LOOKALIKES = dict(zip("aceopxyis", "асеорхуіѕ", strict=True))  # Cyrillic
+_LOOKALIKES = dict(zip("aceopxyis", "асеорхуіѕ", strict=True))  # Cyrillic  # noqa: RUF001
 _SYNONYMS = {
     "photo": "snapshot",
     "picture": "image",
@@ -57,7 +57,9 @@ def typos(text: str, rng: np.random.Generator) -> str:
         if kind == 1:
             return word[:i] + word[i] + word[i:]
         if kind == 2:
-            return word[: i - 1] + word[i] + word[i - 1] + word[i + 1 :] if i > 1 else word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+            return (
+                word[: i - 1] + word[i] + word[i - 1] + word[i + 1 :] if i > 1 else word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+            )
         return word[:i] + "abcdefghijklmnopqrstuvwxyz"[int(rng.integers(26))] + word[i + 1 :]
 
     return _words(text, change)
