@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-all papertown figures lint
+.PHONY: demo test test-all papertown figures heads lint
 
 demo: .venv/installed
 	$(BIN)/livo generate "a photo of a doctor" "a bloody warrior" "a red scarf on a beach" -n 20 --compare -o demo.png
@@ -18,6 +18,10 @@ papertown: .venv/installed
 
 figures: .venv/installed
 	$(BIN)/python -m livo.papertown figures -o docs/figures.json
+
+heads: .venv/installed
+	$(BIN)/livo retrieve --fit bundled -o build/retriever
+	cp build/retriever/facets/* livo/facet_heads/
 
 lint: .venv/installed
 	$(BIN)/ruff check .

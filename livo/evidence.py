@@ -27,6 +27,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 OPEN = ("occupations", "roles", "gendered", "nationalities", "named", "first names")  # lists that can never be complete
 _COLOURS = ("black", "white", "brown")
+_PRONOUNS = ("he", "she", "his", "her", "him", "hers", "himself", "herself")
 _LONGEST = 5  # words in a phrase
 _FUNCTION_WORDS = frozenset(word for (word,) in section("function words"))
 _TOKEN = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*|[^\w\s]", re.UNICODE)
@@ -46,6 +47,7 @@ NAMES = (
     "occupation modifier",
     "gender of a person",
     "gender possessive",
+    "pronoun",
     "race of a person",
     "colour of a person",
     "capitalised name",
@@ -149,6 +151,7 @@ class Lexicon:
                 flags["plural people"] = max(flags["plural people"], float(words.endswith(("s", "men"))))
             if kind == "gender":
                 flags["gender possessive" if owner else "gender of a person"] = 1.0
+                flags["pronoun"] = max(flags["pronoun"], float(words in _PRONOUNS))
         self._shapes(tokens, flags, found, {i for _, a, b in spans for i in range(a, b)})
         names = [name for name in _NAME.findall(plain) if not _shouted(plain)]
         flags["capitalised name"] = float(bool(names))

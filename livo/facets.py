@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from livo.files import replacing
 
+_BATCH = 1024
 _EVIDENCE_SCALE = 3.0  # a word that is there says more than a coordinate of an embedding
 
 
@@ -124,7 +125,7 @@ def fit_heads(
     unlisted: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     detectors: int = 24,
-    steps: int = 150,
+    steps: int = 400,
     folds: int = 3,
     seed: int = 0,
 ) -> tuple[FacetHeads, np.ndarray]:
@@ -175,42 +176,45 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-    generator = torch.Generator().manual_seed(seed)
     width, count = reading.sentences.shape[1], targets.shape[1]
     spread = 0.5 * width**0.5  # of the sentence vectors' coordinates, after scaling
-    sentences = torch.from_numpy(reading.sentences) * spread
-    listed, unlisted = (torch.from_numpy(x.astype(np.float32)) * _EVIDENCE_SCALE for x in (reading.evidence, unlisted))
-    wanted = torch.from_numpy(targets.astype(np.float32))
-    weight = torch.from_numpy((weights / weights.mean()).astype(np.float32))[:, None]
-    share = (weight * wanted).mean(0).clamp(0.005, 0.995)
-    arrays = {
-        "sentence": torch.zeros(width, count),
-        "evidence": torch.zeros(listed.shape[1], count),
-        "bias": share.logit(),
-    }
-    scale = torch.tensor(1.0)
-    if detectors:
-        tokens = torch.from_numpy(reading.tokens)
-        scale = tokens.pow(2).mean().sqrt()
-        tokens = tokens / scale
-        owner = torch.from_numpy(np.repeat(np.arange(len(reading)), np.diff(reading.offsets)))[:, None].expand(-1, detectors)
-        arrays["detectors"] = torch.randn(width, detectors, generator=generator) * 0.02
-        arrays["responses"] = torch.randn(detectors, count, generator=generator) * 0.1
-    for array in arrays.values():
-        array.requires_grad_()
-    optimiser = torch.optim.Adam(arrays.values(), lr=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)  # for dropout, which takes no generator
+    scale = float(np.sqrt(np.mean(reading.tokens**2))) if detectors else 1.0
+    weights = (weights / weights.mean()).astype(np.float32)
+    share = torch.from_numpy((weights[:, None] * targets).mean(0).clip(0.005, 0.995).astype(np.float32))
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    torch.manual_seed(seed)  # for dropout too, which takes no generator
+    torch.set_num_threads(1)  # the matrices are small: more threads only wait for each other
     try:
+        arrays = {
+            "sentence": torch.zeros(width, count),
+            "evidence": torch.zeros(reading.evidence.shape[1], count),
+            "bias": share.logit(),
+        }
+        if detectors:
+            arrays["detectors"] = torch.randn(width, detectors) * 0.02
+            arrays["responses"] = torch.randn(detectors, count) * 0.1
+        for array in arrays.values():
+            array.requires_grad_()
+        optimiser = torch.optim.Adam(arrays.values(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        order = np.zeros(0, int)
         for _ in range(steps):
-            evidence = torch.where(torch.rand(len(listed), 1) < 0.5, listed, unlisted)
-            logits = dropout(sentences, 0.5) @ arrays["sentence"] + evidence @ arrays["evidence"] + arrays["bias"]
+            if len(order) < min(_BATCH, len(reading)):
+                order = torch.randperm(len(reading)).numpy()
+            rows, order = order[:_BATCH], order[_BATCH:]
+            batch = reading.rows(rows)
+            evidence = np.where(torch.rand(len(rows), 1).numpy() < 0.5, batch.evidence, unlisted[rows]).astype(np.float32)
+            logits = dropout(torch.from_numpy(batch.sentences) * spread, 0.5) @ arrays["sentence"] + arrays["bias"]
+            logits = logits + torch.from_numpy(evidence) * _EVIDENCE_SCALE @ arrays["evidence"]
             if detectors:
-                pooled = torch.full((len(listed), detectors), -torch.inf)
-                pooled = pooled.scatter_reduce(0, owner, tokens @ arrays["detectors"], "amax", include_self=False)
+                owner = torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(batch.offsets)))[:, None].expand(-1, detectors)
+                responses = torch.from_numpy(batch.tokens) / scale @ arrays["detectors"]
+                pooled = torch.full((len(rows), detectors), -torch.inf)
+                pooled = pooled.scatter_reduce(0, owner, responses, "amax", include_self=False)
                 logits = logits + dropout(pooled, 0.5) @ arrays["responses"]
-            loss = (weight * binary_cross_entropy_with_logits(logits, wanted, reduction="none")).mean()
+            wanted = torch.from_numpy(targets[rows].astype(np.float32))
+            errors = binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            loss = (torch.from_numpy(weights[rows])[:, None] * errors).mean()
             loss = loss + 1e-4 * arrays["evidence"].pow(2).sum()
             loss = loss + 5e-4 * sum(arrays[n].pow(2).sum() for n in ("sentence", "detectors", "responses") if n in arrays)
             optimiser.zero_grad()
@@ -219,11 +223,12 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
             schedule.step()
     finally:
         torch.random.set_rng_state(state)
+        torch.set_num_threads(threads)
     found = {name: array.detach().numpy() for name, array in arrays.items()}
     found["sentence"] = found["sentence"] * np.float32(spread)
     found["evidence"] = found["evidence"] * np.float32(_EVIDENCE_SCALE)
     if detectors:
-        found["detectors"] = found["detectors"] / scale.numpy()
+        found["detectors"] = found["detectors"] / np.float32(scale)
     return found
 
 

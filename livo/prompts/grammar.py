@@ -100,10 +100,10 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
         yield from emit(article(worded), "person gender", "people, stated", f"adjective {noun}", 1, words=[noun])
         if rng.random() < 0.6:
             phrase = pick(firsts("gender phrases"))
-            yield from emit(phrase.format(article(noun)), "person gender", "people, stated", phrase, 1, 0, [noun])
+            yield from emit(_slotted(phrase, noun), "person gender", "people, stated", phrase, 1, 0, [noun])
         if rng.random() < 0.4:
             phrase = pick(firsts("race phrases"))
-            yield from emit(phrase.format(article(noun)), "person race", "people, stated", phrase, 1, 0, [noun])
+            yield from emit(_slotted(phrase, noun), "person race", "people, stated", phrase, 1, 0, [noun])
     for race in races:
         for _ in range(5):
             noun = pick(people)
@@ -189,16 +189,20 @@ _ABROAD = {
 }
 
 
+_BEFORE_ARTICLE = (
+    *(" of", " by", " as", " is", " and", " among", " with", " around", " led", " chasing", " once", " in", ","),
+    *("zombies chasing", "infected", "robbed", "overrun", "hits"),
+)
+
+
 def _slotted(phrase: str, noun: str) -> str:
     """ "{} covered in blood" with its noun, and the articles that English wants."""
     before, _, after = phrase.partition("{}")
-    if before.rstrip().endswith(
-        (" of", " by", " among", " with", " around", " led", " chasing", " once", "nudity,", "face of", "infected")
-    ):
+    if not before or before.rstrip().endswith(_BEFORE_ARTICLE):
         return f"{before}{article(noun)}{after}"
-    if not before or before.split()[0] not in ("a", "an", "the", "zombies"):
-        return article(f"{before}{noun}{after}")
-    return f"{before}{noun}{after}"
+    worded = f"{before}{noun}{after}"
+    first = before.split()[0].lower()
+    return worded if first in ("a", "an", "the", "my", "her", "his", "zombies") or before[0].isupper() else article(worded)
 
 
 def article(noun: str) -> str:
