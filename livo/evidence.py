@@ -223,7 +223,8 @@ class Lexicon:
         if end >= len(tokens):
             return True
         after = tokens[end]
-        return not after[0].isalnum() or after in _FUNCTION_WORDS or after.endswith(("ing", "ed", "ly")) or (after,) in self._split
+        person = self._split.get((after,), frozenset()) & {"occupation", "people", "gender", "race", "empty"}
+        return not after[0].isalnum() or after in _FUNCTION_WORDS or after.endswith(("ing", "ed", "ly")) or bool(person)
 
 
 def _adjacent(tokens: list[str], end: int, i: int) -> bool:

@@ -79,7 +79,7 @@ class FacetHeads:
         return known.shape == probe.shape and float(known @ probe) > 0.999
 
     def save(self, folder: str | Path) -> None:
-        """heads.safetensors and heads.json, in half precision."""
+        """heads.safetensors and heads.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "heads.safetensors") as temporary:

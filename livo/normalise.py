@@ -89,8 +89,10 @@ class Normaliser:
         return best.get(len(letters))
 
     def _restore(self, token: str) -> str:
+        starred = _spelling(token.lower(), self.risky) if token[-1] in "*#" else None
+        if starred:
+            return starred
         ending = len(token) - len(token.rstrip(_TRAILING))
-        ending = 0 if "*" in token[-ending:] and token.rstrip(_TRAILING).lower() not in self.words else ending
         stem, tail = (token[:-ending], token[-ending:]) if ending else (token, "")
         word = stem.lower()
         if len(word) < 4 or word in self.words:
