@@ -265,8 +265,11 @@ def _retrieve(args) -> None:
     jobs = [name for name in ("file", "fit", "redteam") if getattr(args, name)] + ["prompt"] * bool(args.prompt)
     if len(jobs) != 1:
         raise CommandError("give either prompts, --file, --fit or --redteam")
-    principles, embedder = args.principles or bundled_principles(), args.embedder or DEFAULT_EMBEDDER
-    retriever = ValueRetriever.load(args.fitted, principles, embedder) if args.fitted else ValueRetriever(principles, embedder)
+    principles = args.principles or bundled_principles()
+    if args.fitted:
+        retriever = ValueRetriever.load(args.fitted, principles, args.embedder)
+    else:
+        retriever = ValueRetriever(principles, args.embedder or DEFAULT_EMBEDDER)
     if args.file:
         return _retrieve_file(retriever, args.file, args.output)
     if args.fit:

@@ -131,6 +131,7 @@ def fit_facets(
         retriever.embed([PROBE])[0],
         unlisted=unlisted,
         weights=weights,
+        folds=2,
     )
 
 

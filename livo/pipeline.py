@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
+RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 
 
 @dataclass
@@ -107,15 +108,20 @@ class LiVOPipeline(StableDiffusionPipeline):
         if value_principles is None:
             value_principles = saved if saved.is_file() else bundled_principles()
         pipe.load_value_principles(value_principles)
+        fitted = Path(source) / RETRIEVER_FOLDER
+        if value_principles == saved and fitted.is_dir():
+            pipe.retriever = ValueRetriever.load(fitted, pipe.principles)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """As the base's, with the value encoder and the principles; `from_pretrained` of the folder brings both back."""
+        """As the base's, with the value encoder, the principles and a fitted retriever; `from_pretrained` of the folder has them again."""
         if self.principles:  # first, so that a push to the hub takes them along
             documents = [_plain(principle) for principle in self.principles]
             text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
             with replacing(Path(save_directory) / PRINCIPLES_FILE) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        if self.retriever is not None and self.retriever.fitted:
+            self.retriever.save(Path(save_directory) / RETRIEVER_FOLDER)
         super().save_pretrained(save_directory, **kwargs)
 
     def load_value_encoder(self, source: str | Path) -> None:

@@ -100,6 +100,7 @@ class ValueRetriever:
         self._embedder = embedder
         self._name = str(embedder) if isinstance(embedder, (str, Path)) else type(embedder).__name__
         self._fitted: FacetHeads | None = None  # heads for principles' ids, fitted by the user
+        self.fitted = False  # whether `fit` was called, so that there is something to save
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +128,8 @@ class ValueRetriever:
     @cached_property
     def normalise(self) -> Normaliser:
         vocabulary = getattr(getattr(self.embedder, "tokenizer", None), "get_vocab", dict)()
-        return Normaliser(word.lstrip("\u2581\u0120") for word in vocabulary)
+        begun = [piece[1:] for piece in vocabulary if piece[:1] in ("\u2581", "\u0120")]  # where only some pieces begin a word
+        return Normaliser(begun or vocabulary)
 
     def read(self, prompts: Sequence[str], words: Lexicon | None = None) -> tuple[list[str], list[Evidence], Reading]:
         """The normalised texts, their word evidence, and the reading: one pass of the embedding model for all questions.
@@ -219,6 +221,11 @@ class ValueRetriever:
             )
             for p in self.principles
         }
+
+    @cached_property
+    def _listed(self) -> dict[str, list[int]]:
+        """For each principle, the rows of its exemplars and counter-exemplars."""
+        return {p.id: [i for i, entry in enumerate(self._entries) if entry.owner == p.id] for p in self.principles}
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
@@ -374,6 +381,7 @@ class ValueRetriever:
             self.embed([PROBE])[0],
             detectors=24 if len(prompts) >= 2000 else 0,
         )
+        self.fitted = True
         if as_facets:
             self.heads = heads
         else:
@@ -414,15 +422,13 @@ class ValueRetriever:
             temporary.write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(
-        cls, folder: str | Path, principles: str | Path | Sequence[ValuePrinciple], embedder=DEFAULT_EMBEDDER
-    ) -> ValueRetriever:
-        """What `save` wrote, for the same principles and the same embedding model.
+    def load(cls, folder: str | Path, principles: str | Path | Sequence[ValuePrinciple], embedder=None) -> ValueRetriever:
+        """What `save` wrote, for the same principles and the same embedding model: the one named there unless it is given.
 
         Raises:
             ValueError: a file is missing or damaged, or it was saved for other principles or another embedding model.
         """
-        folder, retriever = Path(folder), cls(principles, embedder)
+        folder = Path(folder)
         try:
             about = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
             index = faiss.read_index(str(folder / "index.faiss"))
@@ -434,6 +440,7 @@ class ValueRetriever:
             raise ValueError(
                 f"{folder}: no index of a retriever, or a damaged one ({' '.join(str(error).split())[:120]}): fit and save it again"
             ) from None
+        retriever = cls(principles, embedder or about["embedder"])
         if entries != retriever._entries:
             raise ValueError(f"{folder}: saved for other principles; load those, or fit and save it again")
         now = retriever.embed([PROBE])[0]
@@ -442,6 +449,7 @@ class ValueRetriever:
                 f"{folder}: fitted for {about['embedder']}, whose thresholds and heads mean nothing for {retriever._name}: fit it again"
             )
         retriever.__dict__.update(index=index, _vectors=vectors, thresholds=about["thresholds"])
+        retriever.fitted = True
         retriever.heads = FacetHeads.load(folder / "facets") if (folder / "facets").is_dir() else None
         retriever._fitted = FacetHeads.load(folder / "principles") if (folder / "principles").is_dir() else None
         return retriever
@@ -542,9 +550,7 @@ class ValueRetriever:
 
     def _said(self, principle: ValuePrinciple, read: _Read) -> tuple[bool, str] | None:
         """What an exemplar or counter-exemplar decides that says the same as the prompt."""
-        own, _ = self._rows[principle.id]
-        counter = [i for i, entry in enumerate(self._entries) if entry.owner == principle.id and not entry.exemplar]
-        best = max(own + counter, key=read.near.__getitem__)
+        best = max(self._listed[principle.id], key=read.near.__getitem__)
         if read.near[best] < SAME:
             return None
         entry = self._entries[best]

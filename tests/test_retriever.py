@@ -7,6 +7,7 @@ from conftest import PRINCIPLES, WordEmbedder
 from livo import ValuePrinciple, ValueRetriever
 from livo.normalise import subject
 from livo.principles import bundled_principles
+from livo.prompts import labelled_prompts
 from livo.retriever import load_embedder
 
 
@@ -337,3 +338,13 @@ def test_the_heads_of_one_model_are_refused_for_another_aloud(caplog):
 def test_labels_that_cannot_be_fitted_are_one_clear_error(labels, words):
     with pytest.raises(ValueError, match=words):
         ValueRetriever([WEAPONS], WordEmbedder()).fit(["a gun", "a cat"], labels)
+
+
+def test_another_embedding_model_can_be_taught_the_facets(tmp_path):
+    prompts = [p for p in labelled_prompts() if p.language == "en"][::40]
+    retriever = ValueRetriever(bundled_principles(), WordEmbedder())
+    retriever.fit([p.text for p in prompts], [p.facets for p in prompts], [p.family for p in prompts])
+    assert ids(retriever, "a naked doctor") == ["nudity"] and ids(retriever, "a female doctor") == [None]
+    retriever.save(tmp_path)
+    again = ValueRetriever.load(tmp_path, bundled_principles(), WordEmbedder())
+    assert again.retrieve("a nurse in a garden") == retriever.retrieve("a nurse in a garden")
