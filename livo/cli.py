@@ -276,8 +276,8 @@ def _retrieve(args) -> None:
         return _retrieve_fit(retriever, args.fit, args.output)
     if args.redteam:
         return _retrieve_redteam(retriever, args.output)
-    for warning in retriever.warnings() if args.explain else ():
-        print(f"note: {warning}")
+    for warning in retriever.warnings() if args.explain or args.principles else ():
+        print(f"note: {warning}", file=sys.stderr)
     for prompt, decisions in zip(args.prompt, retriever.retrieve_batch(args.prompt), strict=True):
         if args.json:
             print(json.dumps([decision.to_dict() for decision in decisions], ensure_ascii=False))

@@ -259,11 +259,13 @@ class ValueRetriever:
                 for a, b in zip(*np.where(similarity >= SAME), strict=True):
                     pair = f"{self._entries[rows[a]].text!r} of {p.id} and {self._entries[others[b]].text!r} of {q.id}"
                     notes.append(f"exemplars {pair} say the same: a prompt like them gets both")
-                close = (similarity.max(axis=1) >= self.thresholds[p.id]).mean()
-                if len(rows) > 1 and close > 0.5:
-                    notes.append(
-                        f"{p.id} and {q.id} are too close: {close:.0%} of the exemplars of the first are within its threshold of the second"
-                    )
+                for a, b, nearest in ((p, q, similarity.max(axis=1)), (q, p, similarity.max(axis=0))):
+                    own = self._vectors[self._rows[a.id][0]]
+                    within = own @ own.T - 2 * np.eye(len(own), dtype=np.float32)
+                    if len(own) > 1 and nearest.mean() >= within.max(axis=1).mean():
+                        notes.append(
+                            f"{a.id} is too close to {b.id}: its exemplars are nearer to those of {b.id} than to one another"
+                        )
         texts = [(p, text) for p in self.principles for text in p.counter_exemplars]
         leave_one_out = self.consider_batch([text for _, text in texts], trust=False) if texts else []
         for (principle, text), considered in zip(texts, leave_one_out, strict=True):
@@ -302,17 +304,17 @@ class ValueRetriever:
     def _change(self, decision: ValueDecision, applies: bool) -> str:
         """What would have to be different for the other decision."""
         principle = next(p for p in self.principles if p.id == decision.id)
-        if decision.probability is None or not decision.facets:
+        forbidden = [n for n in principle.forbidden_by if (decision.facets or {}).get(n, 0) >= 0.5]
+        if decision.probability is None and not forbidden:
             change = "not apply if the prompt were farther from" if applies else "apply if the prompt were nearer to"
             return f"it would {change} {decision.nearest_exemplar!r}"
-        calls = [name for name in decision.facets if name not in principle.forbidden_by]
+        facets = decision.facets or {}
+        calls = [name for name in facets if name not in principle.forbidden_by]
         if applies:
             against = " or ".join(principle.forbidden_by) or "a counter-exemplar"
             return f"it would not apply if {' and '.join(calls) or 'its head'} fell below 0.5, or {against} spoke against it"
-        wrong = [f"{n} rose from {decision.facets[n]:.2f} to 0.5" for n in calls if decision.facets[n] < 0.5]
-        wrong += [
-            f"{n} fell from {decision.facets[n]:.2f} below 0.5" for n in principle.forbidden_by if decision.facets.get(n, 0) >= 0.5
-        ]
+        wrong = [f"{name} rose from {facets[name]:.2f} to 0.5" for name in calls if facets[name] < 0.5]
+        wrong += [f"{name} fell from {facets[name]:.2f} below 0.5" for name in forbidden]
         return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
 
     # --- the heads ------------------------------------------------------------------------------------------------------

@@ -257,9 +257,7 @@ def test_likely_mistakes_in_principles_are_named(paper):
     )
     notes = paper.with_principles([*paper.principles, twin, wrong]).warnings()
     assert any("'a bloody warrior' of bloody and 'a bloody warrior' of gore" in note for note in notes)
-    assert any("bloody and gore are too close" in note or "gore and bloody are too close" in note for note in notes) or any(
-        "too close" in n for n in notes
-    )
+    assert any("gore is too close to" in note or "is too close to gore" in note for note in notes)
     assert any("counter-exemplar 'a rifle on a wall' of kitchens" in note for note in notes)
 
 
