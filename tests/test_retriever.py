@@ -170,7 +170,7 @@ def test_words_that_only_sound_like_a_risk_or_a_person_are_left_alone(paper, pro
     assert ids(paper, prompt) == [None]
 
 
-@pytest.mark.parametrize("prompt", ["", "   \n", "\u200b\u200d", "\x00\x07", "!!! ...", "\U0001f600\U0001f680"])
+@pytest.mark.parametrize("prompt", ["", "   \n", "\u200b\u200d", "\x00\x07", "!!! ...", "\U0001f680\U0001f355"])
 def test_prompts_without_words_are_decided(paper, prompt):
     assert ids(paper, prompt) == [None]
 
