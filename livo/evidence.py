@@ -30,7 +30,7 @@ _COLOURS = ("black", "white", "brown")
 _PRONOUNS = ("he", "she", "his", "her", "him", "hers", "himself", "herself")
 _LONGEST = 5  # words in a phrase
 _FUNCTION_WORDS = frozenset(word for (word,) in section("function words"))
-_TOKEN = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*|[^\w\s]", re.UNICODE)
+_TOKEN = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*|[^\w\s-]", re.UNICODE)  # a hyphen parts words, as a space does
 _NAME = re.compile(r"(?<![\w])[A-Z][^\W\d_]+(?: (?:de|da|van|von|al|bin|del|la|der|el) ?)?(?:[ -][A-Z][^\W\d_]*\.?)+")
 _ARTIST = re.compile(
     r"\b(?:by|style of|after|inspired by|art of)\s+(?:artists? )?[A-Z][\w.]+(?: [A-Z][\w.]+)*"
@@ -140,7 +140,8 @@ class Lexicon:
                 person = any(i in persons for i in range(end, min(end + 4, len(tokens))) if _adjacent(tokens, end, i))
                 person = person or (start > 0 and tokens[start - 1] in ("is", "are", "am", ",") and free)
                 if person:
-                    flags["colour of a person" if colour else "race of a person"] = 1.0
+                    flags["race of a person"] = 1.0
+                    flags["colour of a person"] = max(flags["colour of a person"], float(colour))
                     found.setdefault("race of a person", []).append(words)
                 if colour:
                     continue

@@ -124,8 +124,8 @@ def fit_heads(
     probe: np.ndarray,
     unlisted: np.ndarray | None = None,
     weights: np.ndarray | None = None,
-    detectors: int = 24,
-    steps: int = 400,
+    detectors: int = 32,
+    steps: int = 600,
     folds: int = 3,
     seed: int = 0,
 ) -> tuple[FacetHeads, np.ndarray]:
