@@ -324,6 +324,21 @@ def test_the_heads_of_one_model_are_refused_for_another_aloud(caplog):
     assert "refused for WordEmbedder" in caplog.text and retriever.heads is None
 
 
+class Turned(Counting):
+    """Another model of the same width: what the coordinates mean is different."""
+
+    def encode(self, texts, **options):
+        return np.asarray(super().encode(list(texts)))[:, ::-1].copy()
+
+
+def test_a_model_of_the_same_width_is_refused_too(fitted, paper, tmp_path, caplog):
+    other = ValueRetriever([WEAPONS], Turned(paper.embedder))
+    assert other.heads is None and "refused for Turned" in caplog.text
+    fitted[0].save(tmp_path)
+    with pytest.raises(ValueError, match="fit it again"):
+        ValueRetriever.load(tmp_path, [WEAPONS], Turned(paper.embedder))
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
