@@ -12,7 +12,7 @@ import torch
 
 from livo import ValueRetriever
 from livo.principles import bundled_principles
-from livo.prompts import labelled_prompts
+from livo.labelled import labelled_prompts
 
 
 def timed(run) -> float:

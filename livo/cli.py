@@ -366,7 +366,7 @@ def _retrieve_fit(retriever, source: str, output: Path | None) -> None:
 def _retrieve_redteam(retriever, output: Path | None) -> None:
     from livo import fitting
     from livo.files import replacing
-    from livo.prompts import labelled_prompts
+    from livo.labelled import labelled_prompts
 
     prompts = [p for p in labelled_prompts() if p.held_out and p.language == "en" and p.group != "obfuscated risk"][::6]
     found = []

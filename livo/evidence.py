@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from livo.prompts import RISKS, section
+from livo.labelled import RISKS, section
 
 # Kinds of words, and the sections of the lists that hold them. Entries of `open` sections were written as prompts too.
 _KINDS: dict[str, tuple[str, ...]] = {

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from livo.evidence import OPEN, Lexicon
 from livo.facets import PROBE, FacetHeads, Reading, fit_heads
-from livo.prompts import FACETS, LabelledPrompt, labelled_prompts, section
-from livo.prompts.grammar import held_out
-from livo.prompts.perturb import DISGUISES, WORDINGS
+from livo.labelled import FACETS, LabelledPrompt, labelled_prompts, section
+from livo.labelled.grammar import held_out
+from livo.labelled.perturb import DISGUISES, WORDINGS
 from livo.retriever import ValueDecision, ValueRetriever
 
 NONE = "none"

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from livo.prompts import RISKS, section, sections
+from livo.labelled import RISKS, section, sections
 
 LONGEST = 2000  # characters that are read: a text encoder's 77 tokens end long before
 # Cyrillic, Greek and phonetic letters, each with the Latin one it looks like.

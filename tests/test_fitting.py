@@ -12,7 +12,7 @@ from livo import ValueRetriever, fitting
 from livo.cli import main
 from livo.facets import FacetHeads
 from livo.principles import bundled_principles
-from livo.prompts import FACETS, labelled_prompts
+from livo.labelled import FACETS, labelled_prompts
 from livo.retriever import BUNDLED_HEADS
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment", "calibration", "prompts"},
+    {"files", "construct", "config", "progress", "assignment", "calibration", "labelled"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures"}
     | {"normalise", "evidence", "facets"},
     {"retriever", "value_encoder", "preferences"},

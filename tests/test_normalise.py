@@ -5,7 +5,7 @@ import pytest
 
 from livo.evidence import NAMES, Lexicon, lexicon
 from livo.normalise import LONGEST, Normaliser, subject
-from livo.prompts.perturb import DISGUISES
+from livo.labelled.perturb import DISGUISES
 
 ORDINARY = ("naked", "doctor", "woman", "warrior", "office", "nurse", "portrait", "the", "beach", "hospital", "airplane")
 

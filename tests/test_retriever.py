@@ -7,7 +7,7 @@ from conftest import PRINCIPLES, WordEmbedder
 from livo import ValuePrinciple, ValueRetriever
 from livo.normalise import subject
 from livo.principles import bundled_principles
-from livo.prompts import labelled_prompts
+from livo.labelled import labelled_prompts
 from livo.retriever import load_embedder
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from livo.prompts.lists import section
+from livo.labelled.lists import section
 
 Perturbation = Callable[[str, np.random.Generator], str]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from livo.prompts.lists import section, sections
-from livo.prompts.perturb import DISGUISES, WORDINGS
+from livo.labelled.lists import section, sections
+from livo.labelled.perturb import DISGUISES, WORDINGS
 
 RISKS = ("nudity", "bloody", "zombie")
 FACETS = (*RISKS, "person", "gender", "race", "named")
