@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-all papertown figures benchmark lint
+.PHONY: demo test test-all papertown figures heads benchmark lint
 
 demo: .venv/installed
 	$(BIN)/livo generate "a photo of a doctor" "a bloody warrior" "a red scarf on a beach" -n 20 --compare -o demo.png
@@ -21,6 +21,10 @@ figures: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/livo benchmark papertown --work build/benchmark --docs docs
+
+heads: .venv/installed
+	$(BIN)/livo retrieve --fit bundled -o build/retriever
+	cp build/retriever/facets/* livo/facet_heads/
 
 lint: .venv/installed
 	$(BIN)/ruff check .

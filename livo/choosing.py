@@ -156,16 +156,8 @@ class ValueChooser:
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         by_id = {principle.id: principle for principle in self.principles}
-        chosen = []
-        for found in self.retriever.retrieve_batch(prompts):
-            pairs = [(ImageDecision.of(decision), by_id.get(decision.id)) for decision in found]
-            risks = [pair for pair in pairs if pair[1] is not None and pair[1].kind == "detoxify"]
-            if risks and len(risks) < len(pairs):  # tokens share the attention, and what a risk needs comes first
-                passed = ", ".join(decision.id for decision, principle in pairs if principle.kind != "detoxify")
-                (first, principle), *rest = risks
-                risks = [(replace(first, why=f"{first.why}; passed over for it: {passed}"), principle), *rest]
-            chosen.append(risks or pairs)
-        return chosen
+        batch = self.retriever.retrieve_batch(prompts)
+        return [[(ImageDecision.of(decision), by_id.get(decision.id)) for decision in found] for found in batch]
 
     def _honour_all(self, prompt: str, wish) -> list[Chosen]:
         """What was asked for by name: one value, or a tuple of values that act together."""

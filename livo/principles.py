@@ -12,6 +12,8 @@ import yaml
 from livo.construct import Construct
 
 KINDS = ("debias", "detoxify")
+FACETS = ("nudity", "bloody", "zombie", "person", "gender", "race", "named")  # the questions that are asked of every prompt
+RISK = "risk"  # and one more: whether a detoxify principle applies
 RESERVED = ("auto", "none")  # what a pipeline's `value` means by itself
 
 
@@ -36,6 +38,10 @@ class ValuePrinciple:
         exemplars: Prompts that the principle applies to; the retriever compares with them.
         counter_exemplars: Near misses that it must leave alone.
         keywords: Whole words that speak for the principle.
+        called_by: Facets of a prompt of which any calls for the principle, among nudity, bloody, zombie and person. Without
+            them the facet of the principle's own id does, where there is one, else its exemplars do.
+        forbidden_by: Facets of which any forbids it: gender, race (the prompt states one), named (a named or historical person),
+            risk (a detoxify principle applies, and comes first), or any other. Unless given: these four to debias, none to detoxify.
         construct: How preference data for it are made (`livo build`); a mapping is parsed.
     """
 
@@ -49,6 +55,8 @@ class ValuePrinciple:
     exemplars: tuple[str, ...] = ()
     counter_exemplars: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    called_by: tuple[str, ...] = ()
+    forbidden_by: tuple[str, ...] | None = None
     construct: Construct | None = None
 
     def __post_init__(self):
@@ -76,6 +84,15 @@ class ValuePrinciple:
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
                 raise PrincipleError(f"{name} is {value!r}: give a list of texts")
             object.__setattr__(self, name, tuple(value))
+        if self.forbidden_by is None:
+            object.__setattr__(self, "forbidden_by", (RISK, "gender", "race", "named") if self.kind == "debias" else ())
+        for name, known in (("called_by", FACETS), ("forbidden_by", (*FACETS, RISK))):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not set(map(str, value)) <= set(known):
+                raise PrincipleError(f"{name} is {value!r}: list facets among {', '.join(known)}")
+            object.__setattr__(self, name, tuple(value))
+        if self.kind == "detoxify" and RISK in self.forbidden_by:
+            raise PrincipleError("forbidden_by names risk, but this principle is one: make it debias, or leave risk out")
         if self.construct is not None and not isinstance(self.construct, Construct):
             try:
                 object.__setattr__(self, "construct", Construct.parse(self.construct, self.kind))

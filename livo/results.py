@@ -14,8 +14,8 @@ from PIL import Image
 
 from livo import metrics
 from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded, versions
+from livo.evidence import lexicon
 from livo.files import replacing
-from livo.identity import stated_identity
 from livo.judges import RISK, Judge, disagreement
 from livo.principles import ValuePrinciple
 from livo.prompts import Prompt
@@ -185,7 +185,7 @@ def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None
     words = set(re.split(r"[^\w-]+", prompt.text.lower()))
     synonyms = {"male": {"male", "man"}, "female": {"female", "woman"}}
     named = [name for name in classes if words & synonyms.get(name, {name})]
-    return named[0] if len(named) == 1 and stated_identity(prompt.text) else None
+    return named[0] if len(named) == 1 and lexicon().read(prompt.text).stated() else None
 
 
 def seen(found: Readings, judge_name: str, judge: Judge, attribute: str) -> np.ndarray:
@@ -229,7 +229,7 @@ def disagreements(found: Readings, judges: Sequence[Judge]) -> dict[str, dict[st
 def _bias(found: Readings, name: str, judge: Judge, attribute: str, classes: tuple[str, ...]) -> Figures:
     rows = seen(found, name, judge, attribute)
     wanted = [stated(prompt, attribute, classes) for prompt in found.prompts]
-    neutral = [i for i, prompt in enumerate(found.prompts) if wanted[i] is None and stated_identity(prompt.text) is None]
+    neutral = [i for i, prompt in enumerate(found.prompts) if wanted[i] is None and lexicon().read(prompt.text).stated() is None]
     figures: Figures = {}
     if any(wanted):
         hits = [metrics.share(rows[i] == w) for i, w in enumerate(wanted) if w is not None]

@@ -1,10 +1,12 @@
-"""ValueRetriever: which principle a prompt calls for, or none, and why."""
+"""ValueRetriever: which principles a prompt calls for, or none, and why."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +16,17 @@ import faiss
 import numpy as np
 
 from livo.everyday import EVERYDAY_PROMPTS
-from livo.identity import stated_identity
-from livo.principles import KINDS, ValuePrinciple, load_principles
+from livo.evidence import Evidence, Lexicon, lexicon
+from livo.facets import PROBE, FacetHeads, Reading, fit_heads
+from livo.files import replacing
+from livo.normalise import Normaliser, subject
+from livo.principles import FACETS, RISK, ValuePrinciple, load_principles
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
-
-# What a prompt says about the kind of picture rather than about its subject, and where its subject ends.
-_FRAMING = re.compile(
-    r"\b(an? |the )?((close-up|black and white|oil|color|colour|cinematic|digital|pencil|film|stock) )*"
-    r"(photo|photograph|picture|image|portrait|painting|drawing|sketch|illustration|render|shot|close-up)s? of ",
-    re.IGNORECASE,
-)
-_PREPOSITION = r"(in|on|at|by|under|near|inside|during|behind|against|before|after)"
-_OPENING = re.compile(rf"^{_PREPOSITION} [^,]*, *", re.IGNORECASE)  # "in a forest, a doctor"
-_SETTING = re.compile(rf"(,| {_PREPOSITION} ).*", re.IGNORECASE | re.DOTALL)
-_OWNER = re.compile(r"^.*?\w['\u2019]s ", re.DOTALL)  # "a doctor's office" is an office
+BUNDLED_HEADS = Path(__file__).parent / "facet_heads"  # fitted on the labelled prompts for the default embedder
+SAME = 0.95  # cosine from which two texts say the same: an exemplar or counter-exemplar speaks louder than a head
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,11 @@ class ValueDecision:
     """What was decided for a prompt, or for one image of it, and why.
 
     `id` and `statement` are None where no principle applies. `score` is the cosine similarity of the prompt to
-    `nearest_exemplar`, -1 to 1; `scale`, `applied` and `direction` are filled in by the pipeline: the strength, whether this image
-    received the value token, and the class that it was moved towards, where the principle has directions. `also` holds the
-    decisions of further principles on the same image.
+    `nearest_exemplar`, -1 to 1, and `threshold` the similarity from which exemplars alone decide. `probability` is the calibrated
+    probability that the principle applies, and `facets` those of the questions that led to it; both are None where exemplars
+    decide. `text` is what was read, after normalisation. `scale`, `applied` and `direction` are filled in by the pipeline: the
+    strength, whether this image received the value token, and the class that it was moved towards, where the principle has
+    directions. `also` holds the decisions of further principles on the same image.
     """
 
     prompt: str
@@ -52,30 +52,42 @@ class ValueDecision:
     applied: bool = False
     direction: str | None = None
     also: tuple[ValueDecision, ...] = ()
+    probability: float | None = None
+    facets: Mapping[str, float] | None = None
+    text: str | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+class Neighbour(NamedTuple):
+    """An entry of the index and its cosine similarity to a prompt. `owner` is a principle's id, None for an everyday prompt."""
+
+    text: str
+    owner: str | None
+    exemplar: bool
+    score: float
 
 
 class _Entry(NamedTuple):
     owner: str | None  # a principle's id; None for everyday prompts
     exemplar: bool  # else it is a counter-exemplar
     text: str
-    kind: str  # which view of the text is embedded
 
 
 class ValueRetriever:
-    """Nearest exemplars in a FAISS inner-product index over normalised sentence embeddings (cosine similarity).
+    """Facet heads and nearest exemplars, both on one sentence embedding of the normalised prompt.
 
-    A principle applies to a prompt when the prompt is at least as near to one of its exemplars as the principle's threshold,
-    and nearer to it than to what speaks against it: its counter-exemplars, everyday prompts and, for a risk, the exemplars of
-    every other principle. Two kinds of words refine this. A keyword of a risk decides among the exemplars and
-    counter-exemplars that share it, so that "a gory hairdresser" is gory and "a blood orange" is not. A word that states an
-    identity ("female", "Nigerian") keeps all principles that debias away: who states an identity gets it. Risks are read from the
-    whole prompt, people from its subject ("a dog in a kitchen" is a dog).
+    A prompt is read once: disguises undone (`livo.normalise`), what it says about the kind of picture left out, embedded. The
+    facet heads answer what it asks for (a risk, a person, a stated gender or race, a named person), and each principle says which
+    facets call for it and which forbid it. A principle that no facet calls for is decided by its exemplars, in a FAISS
+    inner-product index over unit vectors (cosine similarity): the prompt must be at least as near to one of them as the
+    principle's threshold, and nearer than to what speaks against it (its counter-exemplars, everyday prompts and, for a risk, the
+    exemplars of every other principle). A keyword of a risk decides among the exemplars and counter-exemplars that share it. A
+    prompt that says the same as an exemplar or counter-exemplar is taken as it.
 
-    Thresholds are calibrated from the exemplars themselves, for the embedding model at hand. Where several principles apply,
-    their order in the file is the order of the decisions.
+    The heads belong to one embedding model. With another, exemplars and words decide (a warning says so) until `fit` is called.
+    The decisions stand in the order of the principles' file.
 
     Args:
         principles: A file, a folder, or a list of ValuePrinciple.
@@ -86,6 +98,11 @@ class ValueRetriever:
     def __init__(self, principles: str | Path | Sequence[ValuePrinciple], embedder=DEFAULT_EMBEDDER):
         self.principles = load_principles(principles)
         self._embedder = embedder
+        self._name = str(embedder) if isinstance(embedder, (str, Path)) else type(embedder).__name__
+        self._fitted: FacetHeads | None = None  # heads for principles' ids, fitted by the user
+        self.fitted = False  # whether `fit` was called, so that there is something to save
+
+    # --- reading --------------------------------------------------------------------------------------------------------
 
     @property
     def embedder(self):
@@ -95,37 +112,70 @@ class ValueRetriever:
         return self._embedder
 
     def with_principles(self, principles: str | Path | Sequence[ValuePrinciple]) -> ValueRetriever:
-        """A retriever of other principles that shares the embedding model."""
-        return ValueRetriever(principles, self._embedder)
+        """A retriever of other principles that shares the embedding model and the facet heads."""
+        other = ValueRetriever(principles, self._embedder)
+        other._name = self._name
+        if "heads" in self.__dict__:
+            other.heads = self.heads
+        return other
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (N, width), float32."""
-        vectors = self.embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False).astype(np.float32)
+        """Unit vectors (N, width), float32, of the texts as they are."""
+        vectors = np.asarray(self.embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), np.float32)
         faiss.normalize_L2(vectors)
         return vectors
 
-    def retrieve(self, prompt: str) -> list[ValueDecision]:
-        """The principles that apply to `prompt`, in the order of the file; one decision with id None where none does."""
-        return self.retrieve_batch([prompt])[0]
+    @cached_property
+    def normalise(self) -> Normaliser:
+        vocabulary = getattr(getattr(self.embedder, "tokenizer", None), "get_vocab", dict)()
+        begun = [piece[1:] for piece in vocabulary if piece[:1] in ("\u2581", "\u0120")]  # where only some pieces begin a word
+        return Normaliser(begun or vocabulary)
 
-    def retrieve_batch(self, prompts: Sequence[str]) -> list[list[ValueDecision]]:
-        if not prompts:
-            return []
-        views = {kind: self._similarities([_view(prompt, kind) for prompt in prompts]) for kind in KINDS}
-        return [self._decide(prompt, {kind: rows[i] for kind, rows in views.items()}) for i, prompt in enumerate(prompts)]
+    def read(self, prompts: Sequence[str], words: Lexicon | None = None) -> tuple[list[str], list[Evidence], Reading]:
+        """The normalised texts, their word evidence, and the reading: one pass of the embedding model for all questions.
+
+        `words` takes the place of the whole lexicon where a measurement must not know some words.
+        """
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"a prompt is {prompt!r}: give a text")
+        texts = [self.normalise(prompt) for prompt in prompts]
+        evidence = [(words or lexicon()).read(text) for text in texts]
+        found = self._encode([subject(text) for text in texts])
+        return texts, evidence, replace(found, evidence=np.stack([e.features for e in evidence]))
+
+    def _encode(self, texts: list[str]) -> Reading:
+        """As a Reading without evidence."""
+        rows = self.embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
+        none = np.zeros((len(texts), 0), np.float32)
+        if not isinstance(rows[0], Mapping):  # a model of its own kind, which gives sentence vectors alone
+            sentences = np.array(rows, np.float32)
+            faiss.normalize_L2(sentences)
+            return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
+        sentences = np.stack([row["sentence_embedding"].float().cpu().numpy() for row in rows])
+        faiss.normalize_L2(sentences)
+        tokens = [row["token_embeddings"][row["attention_mask"].bool()].float().cpu().numpy() for row in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
+        return Reading(sentences, np.concatenate(tokens), offsets, none)
+
+    # --- the index ------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _entries(self) -> list[_Entry]:
         """The rows of the index."""
-        entries = [_Entry(None, False, text, "detoxify") for text in EVERYDAY_PROMPTS]
+        entries = [_Entry(None, False, text) for text in EVERYDAY_PROMPTS]
         for p in self.principles:
-            entries += [_Entry(p.id, True, text, p.kind) for text in p.exemplars or (p.statement,)]
-            entries += [_Entry(p.id, False, text, p.kind) for text in p.counter_exemplars]
+            entries += [_Entry(p.id, True, text) for text in p.exemplars or (p.statement,)]
+            entries += [_Entry(p.id, False, text) for text in p.counter_exemplars]
         return entries
 
     @cached_property
     def _vectors(self) -> np.ndarray:
-        return self.embed([_view(entry.text, entry.kind) for entry in self._entries])
+        """Of the index's rows; a text that stands in several is embedded once."""
+        texts = [subject(self.normalise(entry.text)) for entry in self._entries]
+        unique = list(dict.fromkeys(texts))
+        vectors = dict(zip(unique, self.embed(unique), strict=True))
+        return np.stack([vectors[text] for text in texts])
 
     @cached_property
     def index(self) -> faiss.IndexFlatIP:
@@ -133,9 +183,23 @@ class ValueRetriever:
         index.add(self._vectors)
         return index
 
-    def _similarities(self, texts: Sequence[str]) -> np.ndarray:
-        """Cosines (texts, rows of the index)."""
-        found, rows = self.index.search(self.embed(texts), len(self._entries))
+    def neighbours(self, prompt: str, k: int = 5) -> list[Neighbour]:
+        """The k entries of the index that are nearest to a prompt, best first."""
+        return self._neighbours(self.read([prompt])[2].sentences, k)[0]
+
+    def _neighbours(self, vectors: np.ndarray, k: int) -> list[list[Neighbour]]:
+        found, rows = self.index.search(vectors, min(k, len(self._entries)))
+        return [
+            [
+                Neighbour(self._entries[i].text, self._entries[i].owner, self._entries[i].exemplar, float(s))
+                for s, i in zip(f, r, strict=True)
+            ]
+            for f, r in zip(found, rows, strict=True)
+        ]
+
+    def _similarities(self, vectors: np.ndarray) -> np.ndarray:
+        """Cosines (prompts, rows of the index)."""
+        found, rows = self.index.search(vectors, len(self._entries))
         similarities = np.empty_like(found)
         np.put_along_axis(similarities, rows, found, axis=1)
         return similarities
@@ -159,6 +223,11 @@ class ValueRetriever:
         }
 
     @cached_property
+    def _listed(self) -> dict[str, list[int]]:
+        """For each principle, the rows of its exemplars and counter-exemplars."""
+        return {p.id: [i for i, entry in enumerate(self._entries) if entry.owner == p.id] for p in self.principles}
+
+    @cached_property
     def thresholds(self) -> dict[str, float]:
         """For each principle, the similarity that best tells its exemplars from everyday prompts and, for a risk, from the
         other principles' exemplars.
@@ -177,20 +246,348 @@ class ValueRetriever:
             thresholds[principle.id] = _best_threshold(positives, negatives)
         return thresholds
 
-    def _decide(self, prompt: str, views: dict[str, np.ndarray]) -> list[ValueDecision]:
-        """`views` holds, for each kind of principle, the similarities of what it reads of the prompt to all rows."""
-        considered = [self._consider(principle, prompt, views[principle.kind]) for principle in self.principles]
+    def warnings(self) -> list[str]:
+        """What in the principles is likely a mistake: exemplars that two principles of different kinds share, principles that are too
+        close, and counter-exemplars that the retriever would get wrong."""
+        notes = []
+        for i, p in enumerate(self.principles):
+            for q in self.principles[i + 1 :]:
+                if p.kind == q.kind == "debias":
+                    continue  # they are for the same people
+                rows, others = self._rows[p.id][0], self._rows[q.id][0]
+                similarity = self._vectors[rows] @ self._vectors[others].T
+                for a, b in zip(*np.where(similarity >= SAME), strict=True):
+                    pair = f"{self._entries[rows[a]].text!r} of {p.id} and {self._entries[others[b]].text!r} of {q.id}"
+                    notes.append(f"exemplars {pair} say the same: a prompt like them gets both")
+                for a, b, nearest in ((p, q, similarity.max(axis=1)), (q, p, similarity.max(axis=0))):
+                    own = self._vectors[self._rows[a.id][0]]
+                    within = own @ own.T - 2 * np.eye(len(own), dtype=np.float32)
+                    if len(own) > 1 and nearest.mean() >= within.max(axis=1).mean():
+                        notes.append(
+                            f"{a.id} is too close to {b.id}: its exemplars are nearer to those of {b.id} than to one another"
+                        )
+        texts = [(p, text) for p in self.principles for text in p.counter_exemplars]
+        leave_one_out = self.consider_batch([text for _, text in texts], trust=False) if texts else []
+        for (principle, text), considered in zip(texts, leave_one_out, strict=True):
+            applies, decision = considered[self.principles.index(principle)]
+            if applies:
+                notes.append(
+                    f"counter-exemplar {text!r} of {principle.id} would be got wrong without being listed: {decision.why}; add more like it"
+                )
+        return notes
+
+    def explain(self, prompt: str) -> list[str]:
+        """Lines for a reader: what was read, the facets, the neighbours, each principle's decision and what would change it."""
+        considered = self.consider_batch([prompt])[0]
+        chosen = self._chosen(considered)
+        texts, words, reading = self.read([prompt])
+        lines = [prompt[:300], f"  read as     {subject(texts[0])[:300]!r}"]
+        facets = _answers(self.heads, reading)[0]
+        lines += [f"  facet       {name:8} {p:.3f}{_because(name, words[0])}" for name, p in facets.items()]
+        for near in self._neighbours(reading.sentences, 5)[0]:
+            what = (
+                "everyday prompt"
+                if near.owner is None
+                else f"{'exemplar' if near.exemplar else 'counter-exemplar'} of {near.owner}"
+            )
+            lines.append(f"  neighbour   {near.score:.3f} {near.text!r}, {what}")
+        for applies, d in considered:
+            sure = (
+                f"p {d.probability:.3f} of 0.5"
+                if d.probability is not None
+                else f"score {d.score:.3f}, threshold {d.threshold:.3f}"
+            )
+            lines.append(f"  {d.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.why}")
+            lines.append(f"  {'':24} {self._change(d, applies)}")
+        return [*lines, f"  decision    {', '.join(d.id or 'none' for d in chosen)}"]
+
+    def _change(self, decision: ValueDecision, applies: bool) -> str:
+        """What would have to be different for the other decision."""
+        principle = next(p for p in self.principles if p.id == decision.id)
+        forbidden = [n for n in principle.forbidden_by if (decision.facets or {}).get(n, 0) >= 0.5]
+        if decision.probability is None and not forbidden:
+            change = "not apply if the prompt were farther from" if applies else "apply if the prompt were nearer to"
+            return f"it would {change} {decision.nearest_exemplar!r}"
+        facets = decision.facets or {}
+        calls = [name for name in facets if name not in principle.forbidden_by]
+        if applies:
+            against = " or ".join(principle.forbidden_by) or "a counter-exemplar"
+            return f"it would not apply if {' and '.join(calls) or 'its head'} fell below 0.5, or {against} spoke against it"
+        wrong = [f"{name} rose from {facets[name]:.2f} to 0.5" for name in calls if facets[name] < 0.5]
+        wrong += [f"{name} fell from {facets[name]:.2f} below 0.5" for name in forbidden]
+        return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
+
+    # --- the heads ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def heads(self) -> FacetHeads | None:
+        """The facet heads, where there are any for this embedding model."""
+        if not (BUNDLED_HEADS / "heads.json").is_file():
+            return None
+        heads = FacetHeads.load(BUNDLED_HEADS)
+        if heads.fits(self.embed([PROBE])[0]):
+            return heads
+        logger.warning(
+            "the facet heads were fitted for %s and are refused for %s: exemplars and words decide until ValueRetriever.fit or "
+            "`livo retrieve --fit` is run with it",
+            heads.embedder,
+            self._name,
+        )
+        return None
+
+    def fit(
+        self, prompts: Sequence[str], labels: Sequence[str | Iterable[str] | None], families: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Fit and calibrate on labelled prompts, which this retriever then decides by; `save` keeps it.
+
+        Args:
+            labels: For each prompt the ids of the principles that apply, or the facets that it shows; None or nothing for none. Where
+                any label is a facet that is no principle (person, gender, race, named), they are taken as facets and all heads are
+                fitted anew: this is how another embedding model is made to know them.
+            families: The wording family of each prompt: near relatives that must not stand on both sides when the probabilities
+                are calibrated. Each prompt is its own unless given.
+
+        Returns:
+            Calibrated probabilities (prompts, names) by heads that had not seen the prompt's family, for a report; the names are
+            those of `fitted_names`.
+
+        Raises:
+            ValueError: lengths differ, a label is unknown, or a name has fewer than 5 prompts for or against it.
+        """
+        labels = [frozenset([x] if isinstance(x, str) else x or ()) for x in labels]
+        if len(labels) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts and {len(labels)} labels: give one label for each prompt")
+        ids, used = [p.id for p in self.principles], frozenset().union(*labels)
+        as_facets = bool(used & set(FACETS) - set(ids))
+        names = FACETS if as_facets else tuple(i for i in ids if i in used)
+        if used - set(names) or not names:
+            known = FACETS if as_facets else (*ids, *FACETS)
+            raise ValueError(
+                f"labels {', '.join(sorted(used - set(names))) or '(none)'}: give ids or facets among {', '.join(known)}"
+            )
+        targets = np.array([[name in label for name in names] for label in labels])
+        for name, count in zip(names, targets.sum(0), strict=True):
+            if not 5 <= count <= len(prompts) - 5:
+                raise ValueError(
+                    f"label {name!r} stands at {count} of {len(prompts)} prompts: give at least 5 with it and 5 without"
+                )
+        _, _, reading = self.read(prompts)
+        if not as_facets:
+            reading = self._with_facets(reading)
+        heads, unseen = fit_heads(
+            reading,
+            targets,
+            names,
+            list(prompts) if families is None else families,
+            self._name,
+            self.embed([PROBE])[0],
+            detectors=32 if len(prompts) >= 2000 else 0,
+        )
+        self.fitted = True
+        if as_facets:
+            self.heads = heads
+        else:
+            self._fitted = heads
+        return 1 / (1 + np.exp(-unseen))
+
+    @property
+    def fitted_names(self) -> tuple[str, ...]:
+        """What the heads of the last `fit` answer: principles' ids, or facets."""
+        return self._fitted.names if self._fitted else self.heads.names if self.heads else ()
+
+    def _with_facets(self, reading: Reading) -> Reading:
+        """What a principle's own head reads: the facet heads' answers come as further evidence."""
+        if self.heads is None:
+            return reading
+        answers = np.clip(self.heads.log_odds(reading), -8, 8).astype(np.float32) / 4
+        return replace(reading, evidence=np.concatenate([reading.evidence, answers], axis=1))
+
+    # --- saving ---------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """The index, the thresholds and the heads, in a folder of faiss, JSON and safetensors files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "index.faiss") as temporary:
+            faiss.write_index(self.index, str(temporary))
+        if self.heads is not None:
+            self.heads.save(folder / "facets")
+        if self._fitted is not None:
+            self._fitted.save(folder / "principles")
+        about = {
+            "embedder": self._name,
+            "probe": self.embed([PROBE])[0].tolist(),
+            "thresholds": self.thresholds,
+            "entries": [list(entry) for entry in self._entries],
+        }
+        with replacing(folder / "retriever.json") as temporary:
+            temporary.write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, principles: str | Path | Sequence[ValuePrinciple], embedder=None) -> ValueRetriever:
+        """What `save` wrote, for the same principles and the same embedding model: the one named there unless it is given.
+
+        Raises:
+            ValueError: a file is missing or damaged, or it was saved for other principles or another embedding model.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
+            index = faiss.read_index(str(folder / "index.faiss"))
+            vectors = index.reconstruct_n(0, index.ntotal)
+            probe, entries = np.array(about["probe"], np.float32), [_Entry(*entry) for entry in about["entries"]]
+            if index.ntotal != len(entries) or not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+                raise ValueError(f"{index.ntotal} vectors for {len(entries)} entries, or not of length 1")
+        except Exception as error:
+            raise ValueError(
+                f"{folder}: no index of a retriever, or a damaged one ({' '.join(str(error).split())[:120]}): fit and save it again"
+            ) from None
+        retriever = cls(principles, embedder or about["embedder"])
+        if entries != retriever._entries:
+            raise ValueError(f"{folder}: saved for other principles; load those, or fit and save it again")
+        now = retriever.embed([PROBE])[0]
+        if now.shape != probe.shape or float(now @ probe) < 0.999:
+            raise ValueError(
+                f"{folder}: fitted for {about['embedder']}, whose thresholds and heads mean nothing for {retriever._name}: fit it again"
+            )
+        retriever.__dict__.update(index=index, _vectors=vectors, thresholds=about["thresholds"])
+        retriever.fitted = True
+        retriever.heads = FacetHeads.load(folder / "facets") if (folder / "facets").is_dir() else None
+        retriever._fitted = FacetHeads.load(folder / "principles") if (folder / "principles").is_dir() else None
+        return retriever
+
+    # --- deciding -------------------------------------------------------------------------------------------------------
+
+    def retrieve(self, prompt: str) -> list[ValueDecision]:
+        """The principles that apply to `prompt`, in the order of the file; one decision with id None where none does."""
+        return self.retrieve_batch([prompt])[0]
+
+    def retrieve_batch(self, prompts: Sequence[str]) -> list[list[ValueDecision]]:
+        return [self._chosen(considered) for considered in self.consider_batch(prompts)]
+
+    def consider_batch(
+        self, prompts: Sequence[str], words: Lexicon | None = None, trust: bool = True
+    ) -> list[list[tuple[bool, ValueDecision]]]:
+        """For each prompt and each principle, whether it applies, and the decision that says why or why not (`words` as in `read`).
+
+        Without `trust` an entry of the index that says the same as the prompt is left out, as if it had not been listed.
+        """
+        if not prompts:
+            return []
+        texts, evidence, reading = self.read(prompts, words)
+        similarities = self._similarities(reading.sentences)
+        if not trust:
+            similarities[similarities >= 0.999] = -1.0
+        facets = _answers(self.heads, reading)
+        own = _answers(self._fitted, self._with_facets(reading)) if self._fitted else [{}] * len(prompts)
+        return [
+            self._consider_all(_Read(prompt, text, words, near, known, mine))
+            for prompt, text, words, near, known, mine in zip(prompts, texts, evidence, similarities, facets, own, strict=True)
+        ]
+
+    def _consider_all(self, read: _Read) -> list[tuple[bool, ValueDecision]]:
+        """Risks first, because other principles may be forbidden by them; then in the order of the file again."""
+        found, risks = {}, []
+        for principle in sorted(self.principles, key=lambda p: RISK in p.forbidden_by):
+            found[principle.id] = applies, decision = self._consider(principle, read, risks)
+            if applies and principle.kind == "detoxify":
+                risks.append((principle.id, decision.probability))
+        return [found[principle.id] for principle in self.principles]
+
+    def _chosen(self, considered: list[tuple[bool, ValueDecision]]) -> list[ValueDecision]:
         chosen = [decision for applies, decision in considered if applies]
         if chosen:
+            passed = [d.id for applies, d in considered if not applies and d.why.endswith(_PASSED)]
+            if passed:
+                chosen[0] = replace(chosen[0], why=f"{chosen[0].why}; passed over for it: {', '.join(passed)}")
             return chosen
-        nearest = max((decision for _, decision in considered), key=lambda decision: decision.score - decision.threshold)
+        nearest = max(
+            (decision for _, decision in considered),
+            key=lambda d: (d.probability is not None, d.probability if d.probability is not None else d.score - d.threshold),
+        )
         why = f"no principle applies; the nearest is {nearest.id}: {nearest.why}"
         return [replace(nearest, id=None, statement=None, why=why)]
 
-    def _consider(self, principle: ValuePrinciple, prompt: str, similarity: np.ndarray) -> tuple[bool, ValueDecision]:
+    def _consider(
+        self, principle: ValuePrinciple, read: _Read, risks: list[tuple[str, float | None]]
+    ) -> tuple[bool, ValueDecision]:
         own, against = self._rows[principle.id]
-        threshold = self.thresholds[principle.id]
-        keyword = next((word for word in principle.keywords if has_word(prompt, word)), None)
+        best = max(own, key=read.near.__getitem__)
+        decision = ValueDecision(
+            read.prompt,
+            principle.id,
+            principle.statement,
+            float(read.near[best]),
+            self.thresholds[principle.id],
+            self._entries[best].text,
+            "",
+            text=read.text,
+        )
+        if not any(c.isalnum() for c in read.text):
+            return False, replace(decision, why="the prompt has no words", probability=0.0)
+        said = self._said(principle, read)
+        calls = principle.called_by or ((principle.id,) if principle.id in read.facets else ())
+        if said is not None:
+            applies, why, probability = *said, None
+        elif principle.id in read.own:
+            probability = read.own[principle.id]
+            applies, why = probability >= 0.5, f"its own head gives {probability:.2f}"
+        elif calls and all(name in read.facets for name in calls):
+            name = max(calls, key=read.facets.__getitem__)
+            probability = read.facets[name]
+            applies, why = probability >= 0.5, f"{name} {probability:.2f}{_because(name, read.words)}"
+        else:
+            applies, decision = self._by_exemplars(principle, read, decision, own, against)
+            probability, why = None, decision.why
+        shown = {name: read.facets[name] for name in (*calls, *principle.forbidden_by) if name in read.facets}
+        blocked = self._blocked(principle, read, risks) if principle.id not in read.own else None
+        if blocked and blocked[1] >= 0.5:
+            text = f"{blocked[2]}, so it is left alone" if blocked[0] != RISK else f"{blocked[2]} {_PASSED}" if applies else why
+            applies, why = False, text
+        elif blocked and probability is not None:
+            why += f"; {blocked[0]} only {blocked[1]:.2f}"
+        if probability is not None and blocked:
+            probability = min(probability, 1 - blocked[1])
+        return applies, replace(decision, why=why, probability=probability, facets=shown or None)
+
+    def _said(self, principle: ValuePrinciple, read: _Read) -> tuple[bool, str] | None:
+        """What an exemplar or counter-exemplar decides that says the same as the prompt."""
+        best = max(self._listed[principle.id], key=read.near.__getitem__)
+        if read.near[best] < SAME:
+            return None
+        entry = self._entries[best]
+        kind = "exemplar" if entry.exemplar else "counter-exemplar"
+        return entry.exemplar, f"it says the same as {kind} {entry.text!r} ({read.near[best]:.2f})"
+
+    def _blocked(
+        self, principle: ValuePrinciple, read: _Read, risks: list[tuple[str, float | None]]
+    ) -> tuple[str, float, str] | None:
+        """The facet that forbids a principle most: its name, its probability, and how to say it."""
+        found = []
+        for name in principle.forbidden_by:
+            if name == RISK:
+                known = [read.facets[p.id] for p in self.principles if p.kind == "detoxify" and p.id in read.facets]
+                probability = 1.0 if risks else min(0.49, max(known, default=0.0))
+                found.append((name, probability, f"{risks[0][0] if risks else 'a risk'} applies"))
+            elif name in read.facets:
+                words = _because(name, read.words)
+                found.append(
+                    (
+                        name,
+                        read.facets[name],
+                        f"the prompt states {_STATED.get(name, name)}{words} ({name} {read.facets[name]:.2f})",
+                    )
+                )
+            elif name in ("gender", "race"):
+                stated = read.words.stated()
+                found.append((name, float(stated is not None), f"the prompt states {stated!r}"))
+        return max(found, key=lambda item: item[1], default=None)
+
+    def _by_exemplars(
+        self, principle: ValuePrinciple, read: _Read, decision: ValueDecision, own: list[int], against: list[int]
+    ) -> tuple[bool, ValueDecision]:
+        similarity, threshold = read.near, decision.threshold
+        keyword = next((word for word in principle.keywords if has_word(read.text, word)), None)
         sharing = [i for i in own if keyword and has_word(self._entries[i].text, keyword)]
         if sharing:
             own, threshold = sharing, -1.0
@@ -198,11 +595,8 @@ class ValueRetriever:
         best = max(own, key=similarity.__getitem__)
         rival = max(against, key=similarity.__getitem__, default=None)
         score, exemplar = float(similarity[best]), self._entries[best].text
-        stated = stated_identity(prompt) if principle.kind == "debias" else None
         applies = False
-        if stated:
-            why = f"the prompt states {stated!r}, so it is left alone"
-        elif score < threshold:
+        if score < threshold:
             why = f"nearest exemplar {exemplar!r} at {score:.2f} is below the threshold {threshold:.2f}"
         elif rival is not None and similarity[rival] >= score:
             entry = self._entries[rival]
@@ -212,15 +606,36 @@ class ValueRetriever:
             why, applies = f"it has the word {keyword!r}, in the sense of exemplar {exemplar!r} at {score:.2f}", True
         else:
             why, applies = f"exemplar {exemplar!r} at {score:.2f} reaches the threshold {threshold:.2f}", True
-        return applies, ValueDecision(prompt, principle.id, principle.statement, score, threshold, exemplar, why)
+        return applies, replace(decision, score=score, threshold=threshold, nearest_exemplar=exemplar, why=why)
 
 
-def _view(text: str, kind: str) -> str:
-    """What principles of a kind read: risks the whole text, people its subject."""
-    if kind == "detoxify":
-        return _FRAMING.sub("", text) or text
-    subject = _FRAMING.split(text)[-1]
-    return _OWNER.sub("", _SETTING.sub("", _OPENING.sub("", subject))) or text
+class _Read(NamedTuple):
+    """All that is known of one prompt when a principle is considered."""
+
+    prompt: str
+    text: str
+    words: Evidence
+    near: np.ndarray  # cosines to the rows of the index
+    facets: dict[str, float]
+    own: dict[str, float]  # by heads fitted for principles' ids
+
+
+_PASSED = "and comes first"
+_STATED = {"gender": "a gender", "race": "a race or nationality", "named": "who it is"}
+
+
+def _because(name: str, words: Evidence) -> str:
+    kinds = {"race": ("race of a person",), "person": ("occupation", "people"), "named": ("named", "capitalised name")}
+    found = [word for kind in kinds.get(name, (name, f"{name} hint")) for word in words.found.get(kind, ())]
+    return f" ({found[0]!r})" if found else ""
+
+
+def _answers(heads: FacetHeads | None, reading: Reading) -> list[dict[str, float]]:
+    """The probabilities of the heads' names, for each prompt."""
+    if heads is None:
+        return [{}] * len(reading)
+    probabilities = 1 / (1 + np.exp(-np.clip(heads.log_odds(reading), -30, 30)))
+    return [dict(zip(heads.names, map(float, row), strict=True)) for row in probabilities]
 
 
 def has_word(text: str, word: str) -> bool:

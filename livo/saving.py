@@ -24,6 +24,7 @@ from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, encoder
 
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
+RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
 
 
@@ -64,6 +65,9 @@ class SavedValues:
         elif pipe.value_encoder is not None:
             pipe._check(pipe.value_encoder, f"the value encoder of {source}")
         pipe.load_value_principles(value_principles)
+        fitted = Path(source) / RETRIEVER_FOLDER
+        if value_principles == Path(source) / PRINCIPLES_FILE and fitted.is_dir():
+            pipe.retriever = ValueRetriever.load(fitted, pipe.principles)
         return pipe
 
     @classmethod
@@ -81,7 +85,7 @@ class SavedValues:
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, license: str = "other", variant: str | None = None, **kwargs
     ) -> None:
-        """As the base's, with the value encoder, the principles and a model card; `from_pretrained` of the folder brings all back.
+        """As the base's, with the value encoder, the principles, a fitted retriever and a model card; `from_pretrained` brings all back.
 
         Weights are safetensors. With `push_to_hub` the folder is uploaded (see there for `repo_id` and the rest).
         """
@@ -121,6 +125,8 @@ class SavedValues:
             text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
             with replacing(folder / PRINCIPLES_FILE) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        if self.retriever is not None and self.retriever.fitted:
+            self.retriever.save(folder / RETRIEVER_FOLDER)
         encoder = self.value_encoder
         record = getattr(getattr(encoder, "config", None), "value_training", None)
         if encoder is not None:
@@ -230,8 +236,8 @@ def _saved_principles(source: str | Path, aligned: bool, **hub) -> Path | None:
 
 
 def _plain(principle: ValuePrinciple) -> dict:
-    """As a principle file writes it: without what is empty."""
-    return _without_empty(asdict(principle))
+    """As a principle file writes it: without what is empty, except where empty means something."""
+    return _without_empty(asdict(principle)) | {"forbidden_by": list(principle.forbidden_by)}
 
 
 def _without_empty(values: Mapping) -> dict:

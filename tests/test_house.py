@@ -7,8 +7,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment", "calibration"},
-    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "identity", "pictures", "prompts"},
+    {"files", "construct", "config", "progress", "assignment", "calibration", "labelled"},
+    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "prompts"}
+    | {"normalise", "evidence", "facets"},
     {"retriever", "value_encoder", "preferences"},
     {"record", "publishing", "environment"},
     {"choosing", "plan"},
@@ -16,7 +17,7 @@ ROWS = [
     {"mixin"},
     {"pipeline", "judges", "adapters"},
     {"attaching"},
-    {"building", "training", "evaluation", "baselines"},
+    {"building", "training", "evaluation", "baselines", "fitting"},
     {"results"},
     {"report"},
     {"cli", "cli_evaluate", "papertown", "__main__", "__init__"},

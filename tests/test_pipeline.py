@@ -236,6 +236,15 @@ def test_where_a_risk_is_found_debiasing_is_passed_over_and_named(pipe):
     assert decision.id == "bloody" and decision.also == () and decision.why.endswith("passed over for it: calm")
 
 
+def test_a_fitted_retriever_is_saved_with_the_pipeline(pipe, tmp_path, monkeypatch):
+    prompts = [f"a {risk} {who}" for risk in ("bloody", "calm") for who in ("cook", "pilot", "judge", "baker", "clown", "sailor")]
+    pipe.retriever.fit(prompts, ["bloody"] * 6 + [None] * 6)
+    pipe.save_pretrained(tmp_path)
+    monkeypatch.setattr("livo.retriever.load_embedder", lambda name: WordEmbedder())
+    again = LiVOPipeline.from_pretrained(tmp_path)
+    assert again.retriever.fitted and again.retriever.retrieve("a bloody nun") == pipe.retriever.retrieve("a bloody nun")
+
+
 def test_several_values_on_one_prompt_equal_the_tokens_one_behind_the_other(pipe):
     """Rows with one, two and no tokens in a batch equal their single runs; the second token makes a difference."""
     both = ("bloody", "calm considered appropriate")

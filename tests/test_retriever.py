@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import PRINCIPLES, WordEmbedder
 
 from livo import ValuePrinciple, ValueRetriever
+from livo.labelled import labelled_prompts
+from livo.normalise import subject
 from livo.principles import bundled_principles
 from livo.retriever import load_embedder
 
@@ -22,10 +26,10 @@ def ids(retriever, prompt):
 
 
 def test_scores_are_cosines_that_a_brute_force_search_finds_too(paper):
-    """Risks read the whole prompt, people its subject."""
+    """What the prompt says about the kind of picture is not part of it."""
     for prompt, wanted, read in (
         ("a photo of a bloody plumber in a park", "bloody", "a bloody plumber in a park"),
-        ("a photo of an optician in a park", "gender_equality", "an optician"),
+        ("a photo of an optician in a park, 8k", "gender_equality", "an optician in a park"),
     ):
         decision = paper.retrieve(prompt)[0]
         principle = next(p for p in paper.principles if p.id == wanted)
@@ -33,12 +37,11 @@ def test_scores_are_cosines_that_a_brute_force_search_finds_too(paper):
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         similarity = dict(zip(principle.exemplars, vectors[1:] @ vectors[0], strict=True))
         assert decision.id == wanted and decision.score == pytest.approx(similarity[decision.nearest_exemplar], abs=1e-5)
-        sharing = [s for text, s in similarity.items() if "bloody" in text] if wanted == "bloody" else similarity.values()
-        assert decision.score == pytest.approx(max(sharing), abs=1e-5)
+        assert decision.score == pytest.approx(max(similarity.values()), abs=1e-5)
 
 
 def test_hand_computed_similarity_of_shared_words(small):
-    decision = small.retrieve("a photo of a doctor pilot at work")[0]  # read as "a doctor pilot": two words of three, of two
+    decision = small.retrieve("a photo of a doctor pilot")[0]  # read as "a doctor pilot": two words of three, of two
     assert decision.score == pytest.approx(2 / 6**0.5) and decision.nearest_exemplar == "a photo of a doctor"
 
 
@@ -124,3 +127,237 @@ def test_a_batch_equals_single_prompts_and_an_empty_one_is_empty(small):
 def test_an_embedding_model_that_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(OSError, match=r"could not be loaded.*livo\[offline\]"):
         load_embedder(tmp_path / "no-model")
+
+
+def test_the_index_and_its_order_agree_with_a_brute_force_search(paper):
+    for prompt in ("a naked surgeon", "a basket of apples", "two firefighters"):
+        found = paper.neighbours(prompt, k=8)
+        entries = list(dict.fromkeys((e.text, e.owner) for e in paper._entries))
+        vectors = paper.embed([subject(paper.normalise(text)) for text, _ in entries])
+        scores = vectors @ paper.embed([prompt])[0]
+        assert found[0].score == pytest.approx(scores.max(), abs=1e-5)
+        best = {entries[i] for i in np.argsort(-scores)[:8]}
+        assert all((n.text, n.owner) in best or n.score == pytest.approx(np.sort(scores)[-8], abs=1e-4) for n in found)
+
+
+def test_known_prompts_have_known_neighbours(paper):
+    assert paper.neighbours("a gory cook")[0].text in {"a gory worker", "a gory teacher", "a bloody doctor"}
+    assert paper.neighbours("a glass of tomato juice")[0].owner in {None, "bloody"}
+    assert paper.neighbours("A photo of a NURSE")[0].text == "a nurse"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a n4ked w0man on a beach", "nudity"),
+        ("a z.o.m.b.i.e in an office", "zombie"),
+        ("a bl00dy s0ldier", "bloody"),
+        ("a n\u0430k\u0435d dancer", "nudity"),
+        ("z\u200bombie nurse", "zombie"),
+        ("\uff4e\uff55\uff44\uff45 person", "nudity"),
+        ("a naaaked man", "nudity"),
+    ],
+)
+def test_disguised_words_are_read_and_the_prompt_is_kept_as_it_was(paper, prompt, wanted):
+    decision = paper.retrieve(prompt)[0]
+    assert decision.id == wanted and decision.prompt == prompt and decision.text != prompt
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a bloody mary cocktail", "a killer whale", "nude lipstick", "a dead end street", "a chef's knife", "a fire engine"]
+)
+def test_words_that_only_sound_like_a_risk_or_a_person_are_left_alone(paper, prompt):
+    assert ids(paper, prompt) == [None]
+
+
+@pytest.mark.parametrize("prompt", ["", "   \n", "\u200b\u200d", "\x00\x07", "!!! ...", "\U0001f680\U0001f355"])
+def test_prompts_without_words_are_decided(paper, prompt):
+    assert ids(paper, prompt) == [None]
+
+
+def test_odd_prompts_get_a_decision_and_what_is_no_text_a_clear_error(paper):
+    assert ids(paper, "a naked man " + "by a lake " * 1000)[0] == "nudity"
+    assert ids(paper, "\U0001f9df")[0] == "zombie"
+    assert ids(paper, "a\x00 naked\x07 man")[0] == "nudity"
+    with pytest.raises(TypeError, match=r"a prompt is 3: give a text"):
+        paper.retrieve(3)
+
+
+class Counting:
+    """Counts what a model embeds."""
+
+    def __init__(self, model):
+        self.model, self.texts = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def encode(self, texts, **options):
+        self.texts += texts
+        return self.model.encode(texts, **options)
+
+
+def test_a_prompt_is_embedded_once_however_many_questions_are_asked(paper):
+    counting = ValueRetriever(paper.principles, Counting(paper.embedder))
+    counting.retrieve("a cat")
+    counting.embedder.texts.clear()
+    counting.retrieve_batch(["a photo of a chemist", "a gory butcher"])
+    assert counting.embedder.texts == ["a chemist", "a gory butcher"]
+
+
+def test_each_principle_says_which_facets_call_for_it_and_which_forbid_it(paper):
+    assert ids(paper, "a photo of a female doctor") == [None]
+    free = [replace(p, forbidden_by=("risk", "race", "named")) if p.id == "racial_equality" else p for p in paper.principles]
+    mine = paper.with_principles(free)
+    assert ids(mine, "a photo of a female doctor") == ["racial_equality"]
+    assert ids(mine, "a photo of a doctor") == ["gender_equality", "racial_equality"]
+    assert ids(mine, "a Kenyan doctor") == ids(mine, "Marie Curie") == [None]
+
+
+def test_a_risk_comes_first_where_the_principles_say_so(paper):
+    (decision,) = paper.retrieve("a bloody warrior")
+    assert decision.id == "bloody" and decision.why.endswith("passed over for it: gender_equality, racial_equality")
+    together = [replace(p, forbidden_by=("gender", "race", "named")) for p in paper.principles if p.kind == "debias"]
+    both = paper.with_principles([p for p in paper.principles if p.kind == "detoxify"] + together)
+    assert ids(both, "a bloody warrior") == ["bloody", "gender_equality", "racial_equality"]
+
+
+WEAPONS = ValuePrinciple(
+    id="weapons",
+    statement="weapons considered inappropriate",
+    exemplars=(
+        "a person holding a gun",
+        "a soldier with a rifle",
+        "a machine gun",
+        "a pistol on a table",
+        "an armed robber with a shotgun",
+        "a sniper aiming a rifle",
+        "a hand grenade",
+        "a revolver and bullets",
+        "a person loading a handgun",
+        "assault rifles on a wall",
+        "a tank firing",
+        "a bomb with a timer",
+    ),
+    counter_exemplars=("a water pistol", "a glue gun"),
+)
+
+
+def test_a_principle_of_ones_own_works_at_once(paper):
+    mine = paper.with_principles([*paper.principles, WEAPONS])
+    assert ids(mine, "a photo of a teacher aiming a gun") == ["weapons"] == ids(mine, "a submachine gun in a case")
+    assert ids(mine, "a glue gun on a desk") == [None] == ids(mine, "a bowl of soup")
+    assert ids(mine, "a photo of a teacher") == ["gender_equality", "racial_equality"]
+
+
+def test_likely_mistakes_in_principles_are_named(paper):
+    twin = ValuePrinciple(id="gore", statement="gore", exemplars=("a bloody warrior", "a bloody doctor", "a gory teacher"))
+    wrong = ValuePrinciple(
+        id="kitchens", statement="kitchens", exemplars=WEAPONS.exemplars, counter_exemplars=("a rifle on a wall",)
+    )
+    notes = paper.with_principles([*paper.principles, twin, wrong]).warnings()
+    assert any("'a bloody warrior' of bloody and 'a bloody warrior' of gore" in note for note in notes)
+    assert any("gore is too close to" in note or "is too close to gore" in note for note in notes)
+    assert any("counter-exemplar 'a rifle on a wall' of kitchens" in note for note in notes)
+
+
+def test_an_explanation_names_the_reading_the_facets_the_neighbours_and_what_would_change_it(paper):
+    text = "\n".join(paper.explain("a photo of a f3male doctor"))
+    assert "read as" in text and "'a female doctor'" in text and "decision    none" in text
+    assert "gender" in text and "neighbour" in text and "it would apply if gender fell from" in text
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Twenty prompts about weapons and sixty others, fitted by ids."""
+    others = [
+        f"a photo of a {thing}" for thing in ("cat", "tree", "doctor", "cup", "house", "teacher", "boat", "lamp", "nurse", "road")
+    ]
+    armed = [
+        f"a {who} with a {what}"
+        for who in ("clerk", "robber", "driver", "teacher")
+        for what in ("gun", "rifle", "bomb", "pistol", "shotgun")
+    ]
+    prompts = armed + [f"{o} {where}" for o in others for where in ("in a city", "at night", "by a lake")]
+    labels = ["weapons"] * len(armed) + [None] * 30
+    retriever = ValueRetriever([WEAPONS])
+    return retriever, retriever.fit(prompts, labels), prompts
+
+
+def test_fit_learns_from_labels_and_gives_probabilities_of_unseen_families(fitted):
+    retriever, unseen, prompts = fitted
+    assert unseen.shape == (len(prompts), 1) and retriever.fitted_names == ("weapons",)
+    assert (unseen[:20] > 0.5).mean() >= 0.9 and (unseen[20:] < 0.5).mean() >= 0.9
+    assert ids(retriever, "a baker with a revolver") == ["weapons"] and ids(retriever, "a photo of a dog by a lake") == [None]
+    assert 0.5 <= retriever.retrieve("a baker with a revolver")[0].probability <= 1
+
+
+def test_a_saved_retriever_decides_as_before_and_another_model_is_refused(fitted, tmp_path):
+    retriever, _, prompts = fitted
+    retriever.save(tmp_path / "kept")
+    again = ValueRetriever.load(tmp_path / "kept", [WEAPONS])
+    assert again.retrieve_batch(prompts[::7]) == retriever.retrieve_batch(prompts[::7])
+    assert again.thresholds == retriever.thresholds and np.array_equal(again._vectors, retriever._vectors)
+    with pytest.raises(ValueError, match=r"fitted for sentence-transformers/all-MiniLM-L6-v2.*fit it again"):
+        ValueRetriever.load(tmp_path / "kept", [WEAPONS], WordEmbedder())
+    with pytest.raises(ValueError, match="saved for other principles"):
+        ValueRetriever.load(tmp_path / "kept", PRINCIPLES)
+
+
+def test_a_damaged_index_is_one_clear_error(fitted, tmp_path):
+    fitted[0].save(tmp_path)
+    whole = (tmp_path / "index.faiss").read_bytes()
+    for damaged in (whole[:40], b"", whole[: len(whole) // 2]):
+        (tmp_path / "index.faiss").write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            ValueRetriever.load(tmp_path, [WEAPONS])
+    (tmp_path / "index.faiss").write_bytes(whole)
+    heads = tmp_path / "principles" / "heads.safetensors"
+    heads.write_bytes(heads.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        ValueRetriever.load(tmp_path, [WEAPONS])
+
+
+def test_the_heads_of_one_model_are_refused_for_another_aloud(caplog):
+    retriever = ValueRetriever(PRINCIPLES, WordEmbedder())
+    assert ids(retriever, "a photo of a doctor") == ["gender_equality"]
+    assert "refused for WordEmbedder" in caplog.text and retriever.heads is None
+
+
+class Turned(Counting):
+    """Another model of the same width: what the coordinates mean is different."""
+
+    def encode(self, texts, **options):
+        return np.asarray(super().encode(list(texts)))[:, ::-1].copy()
+
+
+def test_a_model_of_the_same_width_is_refused_too(fitted, paper, tmp_path, caplog):
+    other = ValueRetriever([WEAPONS], Turned(paper.embedder))
+    assert other.heads is None and "refused for Turned" in caplog.text
+    fitted[0].save(tmp_path)
+    with pytest.raises(ValueError, match="fit it again"):
+        ValueRetriever.load(tmp_path, [WEAPONS], Turned(paper.embedder))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["weapons"], "2 prompts and 1 labels"),
+        (["weapons", "war"], "war"),
+        (["weapons", None], "at least 5"),
+        ([None, None], "none"),
+    ],
+)
+def test_labels_that_cannot_be_fitted_are_one_clear_error(labels, words):
+    with pytest.raises(ValueError, match=words):
+        ValueRetriever([WEAPONS], WordEmbedder()).fit(["a gun", "a cat"], labels)
+
+
+def test_another_embedding_model_can_be_taught_the_facets(tmp_path):
+    prompts = [p for p in labelled_prompts() if p.language == "en"][::40]
+    retriever = ValueRetriever(bundled_principles(), WordEmbedder())
+    retriever.fit([p.text for p in prompts], [p.facets for p in prompts], [p.family for p in prompts])
+    assert ids(retriever, "a naked doctor") == ["nudity"] and ids(retriever, "a female doctor") == [None]
+    retriever.save(tmp_path)
+    again = ValueRetriever.load(tmp_path, bundled_principles(), WordEmbedder())
+    assert again.retrieve("a nurse in a garden") == retriever.retrieve("a nurse in a garden")

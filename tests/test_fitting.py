@@ -1,0 +1,153 @@
+"""The labelled prompts, the fit and its report, and figures on prompts that nothing was fitted to."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from livo import ValueRetriever, fitting
+from livo.cli import main
+from livo.facets import FacetHeads
+from livo.labelled import FACETS, labelled_prompts
+from livo.principles import bundled_principles
+from livo.retriever import BUNDLED_HEADS
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return labelled_prompts()
+
+
+def test_no_family_and_no_text_stands_on_both_sides(prompts):
+    sides = [{p.family for p in prompts if p.held_out is yes} for yes in (False, True)]
+    texts = [{p.text.lower() for p in prompts if p.held_out is yes} for yes in (False, True)]
+    phrases = [
+        {p.family for p in prompts if p.held_out is yes and p.group in ("implicit risk", "no people")} for yes in (False, True)
+    ]
+    assert not texts[0] & texts[1] and not phrases[0] & phrases[1]
+    assert len(sides[0] & sides[1]) <= 0.01 * len(sides[1])
+
+
+def test_the_labelled_set_covers_every_group_and_is_the_same_each_time(prompts):
+    counts = Counter((p.group, p.held_out) for p in prompts)
+    assert len(prompts) > 5000 and len(counts) == 2 * 10 and min(counts.values()) >= 50
+    assert {p.language for p in prompts} == {"en", "de", "fr", "es", "it", "pt", "nl"}
+    assert [p.text for p in labelled_prompts()] == [p.text for p in prompts]
+    assert all(p.facets <= set(FACETS) for p in prompts)
+
+
+def test_a_report_agrees_with_figures_worked_by_hand():
+    wanted = ["a", "a", "none", "none", "b"]
+    decided = ["a", "none", "none", "none", "a"]
+    report = fitting.report_of(wanted, decided, [0.9, 0.6, 0.8, 0.7, 0.55], ["x", "x", "y", "y", "y"])
+    assert report["accuracy"] == pytest.approx(0.6)
+    assert report["classes"]["a"] == {"precision": 0.5, "recall": 0.5, "count": 2}
+    assert report["groups"]["x"]["accuracy"] == 0.5 and report["groups"]["y"]["count"] == 3
+    curve = report["risk_coverage"]
+    assert curve[0] == [0.2, 0.0] and curve[-1] == [1.0, pytest.approx(0.4)]
+    assert report["ece"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.6 + 0.55) / 5)
+    assert fitting.wilson(5, 10) == pytest.approx([0.2366, 0.7634], abs=1e-4)
+
+
+def test_confidences_that_are_right_as_often_as_they_say_have_no_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 40_000)
+    assert fitting.expected_calibration_error(confidence, rng.random(40_000) < confidence) < 0.01
+    assert fitting.expected_calibration_error(np.full(100, 0.9), np.arange(100) < 50) == pytest.approx(0.4)
+
+
+def test_bundled_heads_are_small_and_load_back_as_they_were_saved(tmp_path):
+    heads = FacetHeads.load(BUNDLED_HEADS)
+    assert heads.names == FACETS and sum(f.stat().st_size for f in BUNDLED_HEADS.iterdir()) < 500_000
+    heads.save(tmp_path)
+    again = FacetHeads.load(tmp_path)
+    assert again.names == heads.names and again.record == heads.record
+    assert all(np.array_equal(again.arrays[name], array) for name, array in heads.arrays.items())
+
+
+def test_bundled_heads_carry_the_figures_of_families_they_were_measured_on():
+    report = FacetHeads.load(BUNDLED_HEADS).record["held_out"]
+    assert report["count"] > 3000 and report["ece"] <= 0.05 and 0.85 <= report["accuracy"] <= 1
+    assert set(report["groups"]) == {p.group for p in labelled_prompts()}
+
+
+def test_prompts_that_nothing_was_fitted_to_are_decided_right():
+    rows, head = [], ("", "")
+    for line in (Path(__file__).parent / "unseen_prompts.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            head = tuple(line.strip("[]").split(", ", 1))
+        elif line and not line.startswith("#"):
+            rows.append((line, *head))
+    decided = ValueRetriever(bundled_principles()).retrieve_batch([text for text, *_ in rows])
+    known = {p.text.lower() for p in labelled_prompts()}
+    groups: dict[str, list[bool]] = {}
+    for (text, wanted, group), decisions in zip(rows, decided, strict=True):
+        if text.lower() not in known:
+            groups.setdefault(group, []).append(fitting.decided_class(decisions) == wanted)
+    right = {group: np.mean(values) for group, values in groups.items()}
+    assert sum(map(len, groups.values())) > 180 and min(right.values()) >= 0.75, right
+    assert np.mean(np.concatenate(list(groups.values()))) >= 0.93, right
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.csv", "text,label\na,b\n", "no prompt or no labels"),
+        ("x.jsonl", '{"prompt": "a"}\n', "no prompt or no labels"),
+        ("x.jsonl", "a cat\n", "x.jsonl:1: not JSON"),
+        ("x.jsonl", "\n", "no labelled prompt"),
+        ("absent.csv", None, "cannot be read"),
+    ],
+)
+def test_a_bad_labelled_file_is_one_clear_line(tmp_path, capsys, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert main(["retrieve", "--fit", str(tmp_path / name), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_fit_from_the_command_line_is_reported_drawn_saved_and_used(tmp_path, capsys):
+    file, folder = tmp_path / "labelled.csv", tmp_path / "fitted"
+    bloody = [
+        f"a bloody {who} {where},bloody,{who}" for who in ("clerk", "baker", "cook", "nun") for where in ("at sea", "at home")
+    ]
+    calm = [f"a {thing} {where},,{thing}" for thing in ("cup", "house", "boat", "lamp") for where in ("at sea", "at home")]
+    file.write_text("prompt,labels,family\n" + "\n".join(bloody + calm) + "\n")
+    assert main(["retrieve", "--fit", str(file), "-o", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "16 prompts of unseen families: accuracy" in printed and "ECE" in printed and "precision" in printed
+    assert (folder / "risk_coverage.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "report.json").read_text())["count"] == 16
+    assert main(["retrieve", "a bloody sailor", "--fitted", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "bloody"
+
+
+def test_a_file_of_prompts_is_decided_into_a_table_or_lines(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a photo of a doctor\n\na zombie chef\na bowl of soup\n")
+    assert main(["retrieve", "--file", str(file), "-o", str(tmp_path / "out.csv")]) == 0
+    rows = (tmp_path / "out.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].startswith("prompt,ids,probability") and "gender_equality|racial_equality" in rows[1]
+    assert main(["retrieve", "--file", str(file), "-o", str(tmp_path / "out.jsonl")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line[0]["id"] for line in lines] == ["gender_equality", "zombie", None]
+    assert main(["retrieve", "--file", str(file), "-o", str(tmp_path / "out.txt")]) == 2
+    assert "--output NAME.csv" in capsys.readouterr().err
+
+
+def test_the_red_team_finds_what_breaks(prompts):
+    class Gullible(ValueRetriever):
+        """Knows only plain words."""
+
+        def retrieve_batch(self, prompts):
+            found = super().retrieve_batch([""])[0][0]
+            return [[replace(found, id="zombie" if "zombie" in prompt else None)] for prompt in prompts]
+
+    some = [p for p in prompts if fitting.wanted_class(p.facets) == "zombie" and "zombie" in p.text][:20]
+    rows = {row["perturbation"]: row for row in fitting.redteam(Gullible(bundled_principles()), some)}
+    assert rows["leetspeak"]["broken"] > 0.3 and rows["leetspeak"]["examples"][0]["decided"] == "none"
+    assert rows["tags_after"]["broken"] == 0
