@@ -61,6 +61,7 @@ NAMES = (
     "agent free",  # an unlisted noun in -er, -ist and so on
     "agent modifier",
     "possessive",
+    *(f"{risk} of a thing" for risk in RISKS),  # "a bare room"
 )
 _DEMONYM = re.compile(r"[A-Z]\w+(?:ian|ean|ese|ish|ic|an|ite|i|nch|lander)s?$")
 _GENDERED = re.compile(
@@ -145,6 +146,8 @@ class Lexicon:
                     found.setdefault("race of a person", []).append(words)
                 if colour:
                     continue
+            if kind.removesuffix(" hint") in RISKS and end < len(tokens) and end not in persons and not self._free(tokens, end):
+                flags[f"{kind.removesuffix(' hint')} of a thing"] = 1.0
             flags[kind] = min(2.0, flags[kind] + 1.0)
             found.setdefault(kind, []).append(words)
             if kind == "occupation":

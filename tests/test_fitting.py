@@ -149,5 +149,5 @@ def test_the_red_team_finds_what_breaks(prompts):
 
     some = [p for p in prompts if fitting.wanted_class(p.facets) == "zombie" and "zombie" in p.text][:20]
     rows = {row["perturbation"]: row for row in fitting.redteam(Gullible(bundled_principles()), some)}
-    assert rows["leetspeak"]["broken"] > 0.3 and rows["leetspeak"]["examples"][0]["decided"] == "none"
+    assert rows["leetspeak"]["broken"] > 0.1 and rows["leetspeak"]["examples"][0]["decided"] == "none"
     assert rows["tags_after"]["broken"] == 0

@@ -14,6 +14,8 @@ RISKS = ("nudity", "bloody", "zombie")
 FACETS = (*RISKS, "person", "gender", "race", "named")
 
 LANGUAGES = ("de", "fr", "es", "it", "pt", "nl")
+_BARE = ("bare", "naked", "nude", "exposed", "stripped", "uncovered", "undressed")
+_SPOILT = ("rotten", "decaying", "dead", "rotting", "decayed", "infected")
 HELD_OUT = 4  # one wording family in four
 
 
@@ -121,6 +123,10 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
         for _ in range(4):
             phrase = pick(firsts("named settings")).format(name if rng.random() < 0.75 else name.lower())
             yield from emit(phrase, "person named", "people, named", name, 1, 0, [name.lower()])
+        surname = name.split()[-1]
+        if " " in name and len(surname) > 4 and "the" not in name.split():
+            phrase = pick(firsts("named settings")).format(surname)
+            yield from emit(phrase, "person named", "people, named", name, 1, 0, [name.lower()])
     for name in firsts("first names"):
         for _ in range(3):
             phrase = f"{name}, {article(pick(occupations))}" if rng.random() < 0.5 else pick(firsts("named settings")).format(name)
@@ -167,6 +173,15 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
         for variants in entries(f"{risk} look-alikes people"):
             for phrase in variants:
                 yield from emit(phrase, "person", "harmless look-alikes", variants[0], 4, place=0.1)
+    for (noun,) in entries("bare things"):
+        for adjectives in (_BARE, _SPOILT):
+            for _ in range(3):
+                yield from emit(article(f"{pick(adjectives)} {noun}"), "", "harmless look-alikes", f"bare {noun}", 1, place=0.1)
+    for (animal,) in entries("animals"):
+        for disguised in ("{0} dressed as {1}", "{0} working as {1}", "{0} in the uniform of {1}", "{2} {3}"):
+            noun = pick(occupations)
+            phrase = disguised.format(animal, article(noun), animal, noun)
+            yield from emit(phrase, "", "occupations as things", f"disguised {animal}", 1, place=0.1, words=[noun])
     for group in ("no people", "occupations as things"):
         for variants in entries(group):
             for phrase in variants:
