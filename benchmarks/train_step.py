@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
     return folder
 
 
-def setup(which: str, batch: int, size: int, precision: str, trained: bool, folder: Path):
+def setup(which: str, batch: int, micro: int, size: int, precision: str, trained: bool, folder: Path):
     pipe: StableDiffusionPipeline = LiVOPipeline.from_pretrained("papertown") if which == "papertown" else sd15()
     pipe.set_progress_bar_config(disable=True)
     data = papertown_pairs(pipe, folder) if trained else preferences(folder, size)
@@ -139,31 +140,37 @@ def setup(which: str, batch: int, size: int, precision: str, trained: bool, fold
         adapter.encoder.load_state_dict(pipe.value_encoder.state_dict())
     frozen = plain, pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
     latents, condition = _cached(config, pipe, size, samples, accelerator)
-    batches = Batches(config, samples, latents)
-    ours = Loss(config, pipe, adapter, batches, condition, accelerator)
-    theirs = Published(config, pipe, adapter, batches, accelerator.device, *frozen)
+    theirs = Published(config, pipe, adapter, Batches(config, samples, latents), accelerator.device, *frozen)
+    config = replace(config, batch=batch // micro, accumulation=micro)
+    ours = Loss(config, pipe, adapter, Batches(config, samples, latents), condition, accelerator)
     return {"published": theirs, "livo": ours}, adapter, accelerator
 
 
+def backward(loss, autocast, number: int) -> float:
+    """The loss of a step, whose gradient is left in the weights. Only ours may take it in parts."""
+    parts = loss.config.accumulation if isinstance(loss, Loss) else 1
+    total = 0.0
+    for micro in range(parts):
+        with autocast():
+            value, _ = loss(number, micro)
+        (value / parts).backward()
+        total += value.item() / parts
+    return total
+
+
 def step(loss, adapter, optimizer, accelerator, number: int) -> float:
-    with accelerator.autocast():
-        value, _ = loss(number, 0)
-    value.backward()
+    value = backward(loss, accelerator.autocast, number)
     torch.nn.utils.clip_grad_norm_(adapter.encoder.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return value.item()
+    return value
 
 
-def agreement(losses, adapter, accelerator) -> None:
+def agreement(losses, adapter) -> None:
     """First losses and gradients of both, in float32."""
     found = {}
     for name, loss in losses.items():
-        values = []
-        for number in range(3):
-            value, _ = loss(number, 0)
-            value.backward()
-            values.append(value.item())
+        values = [backward(loss, nullcontext, number) for number in range(3)]
         found[name] = values, torch.cat([p.grad.flatten() for p in adapter.encoder.parameters() if p.grad is not None])
         adapter.encoder.zero_grad()
     (a, ga), (b, gb) = found["published"], found["livo"]
@@ -175,6 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["papertown", "sd15"])
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--micro", type=int, default=1, help="micro-batches in which our step takes the batch (livo train's accumulation)"
+    )
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--trained", action="store_true", help="start from Papertown's value encoder, on Papertown's own pairs")
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
@@ -183,7 +193,9 @@ def main() -> None:
     parser.add_argument("--peak", choices=["published", "livo"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        losses, adapter, accelerator = setup(args.which, args.batch, args.size, args.precision, args.trained, Path(folder))
+        losses, adapter, accelerator = setup(
+            args.which, args.batch, args.micro, args.size, args.precision, args.trained, Path(folder)
+        )
         optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
         if args.peak:
             losses = {args.peak: losses[args.peak]}
@@ -195,7 +207,7 @@ def main() -> None:
                 step(losses[args.peak], adapter, optimizer, accelerator, number)
             print(_peak(), _peak() - before)
             return
-        agreement(losses, adapter, accelerator)
+        agreement(losses, adapter)
         rates: dict[str, list[float]] = {"published": [], "livo": []}
         for name in losses:
             step(losses[name], adapter, optimizer, accelerator, 0)
@@ -212,7 +224,7 @@ def main() -> None:
     peaks = {}
     for name in ("published", "livo"):
         run = [sys.executable, __file__, args.which, "--peak", name, "--batch", str(args.batch), "--size", str(args.size)]
-        run += ["--trained"] * args.trained
+        run += ["--micro", str(args.micro)] + ["--trained"] * args.trained
         out = subprocess.run([*run, "--precision", args.precision], capture_output=True, text=True, check=True)
         peaks[name] = [float(number) for number in out.stdout.split()[-2:]]
     for i, what in enumerate(("peak memory", "of it by the steps themselves")):

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from livo.identity import stated_identity
 from PIL import Image
 from safetensors.torch import save_file
 
 from livo import evaluation, metrics
 from livo.baselines import NegativePrompt
 from livo.evaluation import Method, Settings
-from livo.identity import stated_identity
 from livo.judges import load_judge
 from livo.papertown import benchmark, plots, runs, tuning, world
 from livo.papertown.studies import Study

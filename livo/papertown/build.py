@@ -43,7 +43,7 @@ TRAINING = TrainingConfig(
     mixed_precision="bf16",
     freeze_embeddings=True,
 )
-SEEDS, STRETCH = (0, 1, 2), 1.29
+SEEDS, STRETCH = (0, 1, 2), 1.15
 
 
 def build(work: Path, weights: Path = PAPERTOWN) -> None:
@@ -68,6 +68,7 @@ def export(work: Path, weights: Path) -> None:
         pipe.save_pretrained(temporary)
         backbone.save_vocabulary(pipe.tokenizer, temporary / "tokenizer")
         remove(temporary / PRINCIPLES_FILE)  # the bundled file is used, so that there is one copy of it
+        remove(temporary / "README.md")  # the project's own says more than a model card
         PapertownJudge.from_pretrained(work / "judge").half().save_pretrained(temporary / "judge")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
     print(f"{weights}: {size / 1e6:.1f} MB")
