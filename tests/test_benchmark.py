@@ -6,16 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from livo.identity import stated_identity
 from PIL import Image
 from safetensors.torch import save_file
 
 from livo import evaluation, metrics
 from livo.baselines import NegativePrompt
 from livo.evaluation import Method, Settings
+from livo.evidence import lexicon
 from livo.judges import load_judge
 from livo.papertown import benchmark, plots, runs, tuning, world
 from livo.papertown.studies import Study
+
+
+def stated(prompt):
+    return lexicon().read(prompt.text).stated()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_held_out_prompts_name_nothing_that_training_saw_and_cover_every_group()
         unseen = [*world.CAREERS.held_out, *world.PLACES.held_out, *(p.split()[-1] for p in world.PLACES.held_out)]
         assert any(word in item.prompt.text for word in unseen), item.prompt.text
         assert not any(f" {career}" in item.prompt.text for career in world.CAREERS.train)
-        assert bool(stated_identity(item.prompt.text)) == (item.prompt.group == "stated") == bool(item.prompt.stated)
+        assert bool(stated(item.prompt)) == (item.prompt.group == "stated") == bool(item.prompt.stated)
         if item.prompt.group in world.RISKS:
             assert any(w.format(item.scene.career) in item.prompt.text for w in world.RISK_WORDINGS[item.prompt.group].held_out)
 
@@ -47,7 +51,7 @@ def test_tuning_looks_at_training_prompts_alone():
 
 def test_the_reference_states_the_wanted_outcome():
     prompts = benchmark.reference_prompts(benchmark.held_out())
-    assert len(prompts["people"]) == 16 * 10 and all(stated_identity(prompt.text) for prompt in prompts["people"])
+    assert len(prompts["people"]) == 16 * 10 and all(stated(prompt) for prompt in prompts["people"])
     assert len(prompts["risks"]) == len(set(prompts["risks"])) == 8
     words = [w.format("").split()[0] for risk in world.RISKS for w in world.RISK_WORDINGS[risk].held_out]
     assert not any(word in prompt.text for prompt in prompts["risks"] for word in words)
