@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from livo import building
-from livo.judges import PapertownJudge
-from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.judges import PapertownJudge, load_judge
+from livo.pipeline import LiVOPipeline
 from livo.principles import bundled_principles, load_principles
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     if torch.cuda.is_available():
         pipe.to("cuda")
     pipe.set_progress_bar_config(disable=True)
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float().to(pipe.device)
+    judge = load_judge("papertown", device=pipe.device)
     principle = next(p for p in load_principles(bundled_principles()) if p.id == "bloody")  # no census, so all images count
     principle = replace(principle, construct=replace(principle.construct, pairs=args.pairs))
     rates: dict[str, list[float]] = {"bare pipeline": [], "livo build": []}

@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from livo import metrics
 from livo.config import TrainingConfig
 from livo.files import replacing
-from livo.judges import PapertownJudge
+from livo.judges import load_judge
 from livo.papertown import world
 from livo.papertown.build import TRAINING
 from livo.papertown.figures import Reader, bias, kept, scenes
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
-from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.pipeline import LiVOPipeline
 
 STEPS, IMAGES = 350, 16
 RUNS = {
@@ -48,7 +48,7 @@ def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | No
         pipe.load_value_encoder(run / "value_encoder")
     elif config is not None:
         pipe.load_lora_weights(run / "lora")
-    reader = Reader(pipe, PapertownJudge.from_pretrained(PAPERTOWN / "judge").float(), work / "readings", IMAGES)
+    reader = Reader(pipe, load_judge("papertown"), work / "readings", IMAGES)
     principles = {p.id: p if encoder else None for p in pipe.principles}
     people = scenes(world.CAREERS.held_out)
     found: dict[str, list[float]] = {}

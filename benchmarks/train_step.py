@@ -34,7 +34,7 @@ from livo import building
 from livo.adapters import ValueEncoderAdapter
 from livo.conditioning import encode_value, fuse, tokenize, value_text
 from livo.config import TrainingConfig
-from livo.judges import PapertownJudge
+from livo.judges import load_judge
 from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING
@@ -116,7 +116,7 @@ def _pixels(file: Path, size: int) -> torch.Tensor:
 
 def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
     """Six pairs for each statement and direction of the paper's principles, made by the backbone itself."""
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    judge = load_judge("papertown")
     principles = load_principles(bundled_principles())
     principles = [replace(p, construct=replace(p.construct, pairs=6, direction_pairs=6)) for p in principles]
     list(building.build(pipe, judge, principles, folder, GENERATION))

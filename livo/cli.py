@@ -181,9 +181,9 @@ def _generate(args) -> None:
     import torch
 
     from livo.files import replacing
-    from livo.judges import PapertownJudge
+    from livo.judges import load_judge
     from livo.pictures import grid, save_png, stack
-    from livo.pipeline import PAPERTOWN, LiVOPipeline
+    from livo.pipeline import LiVOPipeline
 
     pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     if args.target:
@@ -210,7 +210,7 @@ def _generate(args) -> None:
             generator=torch.Generator().manual_seed(args.seed),
         )
 
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float() if args.model == "papertown" else None
+    judge = load_judge("papertown") if args.model == "papertown" else None
     sheets, record = [], []
     columns = min(args.n, 10)
     for prompt in args.prompt:
@@ -426,8 +426,8 @@ def _build(args) -> None:
     from accelerate import PartialState
 
     from livo import building
-    from livo.judges import PapertownJudge
-    from livo.pipeline import PAPERTOWN, LiVOPipeline
+    from livo.judges import load_judge
+    from livo.pipeline import LiVOPipeline
     from livo.principles import bundled_principles, load_principles
     from livo.progress import follow_build
 
@@ -437,8 +437,7 @@ def _build(args) -> None:
         counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
         principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
     state = PartialState(cpu=not torch.cuda.is_available())
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if args.judge == "papertown" else args.judge)
-    judge = judge.float().to(state.device)
+    judge = load_judge(args.judge, principles, state.device)
     pipe = LiVOPipeline.from_pretrained(args.model).to(state.device)
     pipe.set_progress_bar_config(disable=True)
     options = building.Options(args.seed, args.batch, args.steps, args.guidance, args.bf16, args.populations)
@@ -490,8 +489,8 @@ def _calibrate(args) -> None:
 
     from livo.calibration import tally
     from livo.files import replacing
-    from livo.judges import PapertownJudge
-    from livo.pipeline import PAPERTOWN, LiVOPipeline
+    from livo.judges import load_judge
+    from livo.pipeline import LiVOPipeline
 
     prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
@@ -503,7 +502,7 @@ def _calibrate(args) -> None:
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         pipe.to("cuda")
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if args.judge == "papertown" else args.judge).float()
+    judge = load_judge(args.judge, pipe.principles)
     known = set(pipe.value_encoder.statements or ())
     principles = [p for p in pipe.principles if p.directions and p.construct and set(p.directions.values()) <= known]
     if not principles:

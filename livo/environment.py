@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+from collections.abc import Sequence
 
 PACKAGES = (
     "livo",
@@ -24,10 +25,10 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """The installed version of each package that matters, or "not installed"."""
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The installed version of each package, or "not installed"."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,6 @@ from its prompts alone; so a killed evaluation goes on where it stopped, and pro
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,17 +226,6 @@ def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:
     """Its name; two of a name are numbered."""
     same = [other for other in judges if other.name == judge.name]
     return judge.name if len(same) == 1 else f"{judge.name} {same.index(judge) + 1}"
-
-
-def versions() -> dict[str, str]:
-    names = ("livo", "torch", "diffusers", "transformers", "numpy", "safetensors")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 # --- one unit -------------------------------------------------------------------------------------------------------------

@@ -393,7 +393,7 @@ def load_judge(spec: str, principles: Sequence[ValuePrinciple] = (), device: str
     if "@" in source and not Path(source).exists():
         source, _, revision = source.rpartition("@")
     options = {"revision": revision, "device": device}
-    words = {_attribute(p): dict(p.attributes) for p in principles if p.attributes}
+    words = {p.judged: dict(p.attributes) for p in principles if p.attributes}
     if kind in ("clip", "vlm") and not words:
         raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
     if kind == "clip":  # the paper's words for a class are its name, "male"; a risk has no word but its description
@@ -425,10 +425,6 @@ def disagreement(one: Sequence[str], two: Sequence[str]) -> dict[str, float]:
         table[classes.index(a), classes.index(b)] += 1 / len(one)
     agreed, chance = np.trace(table), float(table.sum(0) @ table.sum(1))
     return {"differ": 100 * float(1 - agreed), "kappa": float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")}
-
-
-def _attribute(principle: ValuePrinciple) -> str:
-    return principle.construct.judge if principle.construct is not None else principle.id
 
 
 def _unsafe_labels(labels: list[str]) -> dict[str, list[str]]:

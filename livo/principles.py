@@ -59,6 +59,11 @@ class ValuePrinciple:
     forbidden_by: tuple[str, ...] | None = None
     construct: Construct | None = None
 
+    @property
+    def judged(self) -> str:
+        """What a judge calls the thing that this principle is about: its `construct` says, else the id does."""
+        return self.construct.judge if self.construct is not None else self.id
+
     def __post_init__(self):
         for name in ("id", "statement"):
             value = getattr(self, name)

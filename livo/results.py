@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from livo import metrics
-from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded, versions
+from livo.environment import versions
+from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded
 from livo.evidence import lexicon
 from livo.files import replacing
 from livo.judges import RISK, Judge, disagreement
@@ -23,6 +24,7 @@ from livo.prompts import Prompt
 Figure = dict[str, object]
 Figures = dict[str, Figure]
 _KERNEL = 2000  # images that KID looks at: its cost grows with their square, and it is unbiased for any number
+MEASURED_WITH = ("livo", "torch", "diffusers", "transformers", "numpy", "safetensors")  # packages whose versions a result records
 SAME = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
 _SHOWING = 0.5  # share of a prompt's images that must show a class, else the prompt is about no person and has no bias
 
@@ -138,7 +140,7 @@ def assemble(
     config = json.loads((folder / CONFIG).read_text())
     result = {
         **config,
-        "versions": versions(),
+        "versions": versions(MEASURED_WITH),
         "methods": {method.name: recorded(folder, method) for method in methods},
         "reference": about,
         "seeds": "sha256 of the prompt, or its own seed, plus the image's number; the same for every method",
@@ -172,9 +174,8 @@ def biases(judge: Judge, principles: Sequence[ValuePrinciple]) -> dict[str, tupl
     """The attributes in which the principles want every class to have its share, and the judge can tell the classes."""
     found = {}
     for principle in principles:
-        attribute = principle.construct.judge if principle.construct is not None else principle.id
-        if principle.kind == "debias" and set(principle.attributes) <= set(judge.attributes.get(attribute, ())):
-            found[attribute] = tuple(principle.attributes)
+        if principle.kind == "debias" and set(principle.attributes) <= set(judge.attributes.get(principle.judged, ())):
+            found[principle.judged] = tuple(principle.attributes)
     return found
 
 

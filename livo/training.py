@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,17 +18,19 @@ from livo import objectives
 from livo.adapters import Condition, LoRAAdapter, ValueEncoderAdapter, encode_texts
 from livo.conditioning import value_text
 from livo.config import TrainingConfig
+from livo.environment import versions
 from livo.files import replacing, sweep
-from livo.judges import PapertownJudge
+from livo.judges import load_judge
 from livo.metrics import counts, d1, share
 from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.optimising import Record, optimise
 from livo.pictures import curves, grid, save_png, stack
-from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.pipeline import LiVOPipeline
 from livo.preferences import LatentCache, Sample, module_hash, pairs, read
 from livo.principles import ValuePrinciple
 
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")  # whose versions a run records
 _LOOK = 50  # steps for which one look at the hinges holds
 _BUSY = 0.65  # share of pushing hinges from which a look costs more than it saves: 0.77 on a CPU, 0.5 where backward is cheap
 _LOST = 4.0  # times the reference's error on aligned images: a model that is so far off no longer denoises
@@ -59,7 +60,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
     inputs = {"data": batches.digest, "backbone": _backbone_hash(adapter), "processes": accelerator.num_processes}
-    record = inputs | {"pairs": len(batches.pairs), "versions": _versions()}
+    record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
     _claim(run, config, inputs, accelerator)
     log = Log(run, accelerator.is_main_process)
     training = optimise(
@@ -373,7 +374,7 @@ def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path
     """A grid of the base's and the adapter's images for each prompt; with a judge, D1 and R of the adapter's."""
     judge = None
     if config.judge:
-        judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge" if config.judge == "papertown" else config.judge).float()
+        judge = load_judge(config.judge)
     pipe = adapter.pipe
     pipe.to(pipe.unet.device)
     sheets, found = [], {}
@@ -494,7 +495,3 @@ def _backbone_hash(adapter) -> str:
         if adapter.name == "value_encoder"
         else "UNet with an untrained LoRA: " + module_hash(adapter.unet)
     )
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "safetensors")}

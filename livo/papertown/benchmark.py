@@ -15,6 +15,7 @@ import numpy as np
 
 from livo import evaluation, metrics, report, results
 from livo.baselines import Baseline
+from livo.environment import versions
 from livo.evaluation import Method, Readings, Settings
 from livo.files import replacing
 from livo.judges import PapertownJudge, load_judge
@@ -232,7 +233,7 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, jud
     """docs/benchmark.md, its pictures, and every figure with its prompts' values as benchmark.json."""
     docs.mkdir(parents=True, exist_ok=True)
     lines = list(_lines(table, chosen, measured, settings, judge, pipe))
-    everything = {"settings": vars(settings), "judge": judge.record(), "versions": evaluation.versions(), "table": table}
+    everything = {"settings": vars(settings), "judge": judge.record(), "versions": versions(results.MEASURED_WITH), "table": table}
     everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [vars(study) for study in measured]}
     for name, text in (("benchmark.json", json.dumps(everything, indent=1)), ("benchmark.md", "\n".join(lines))):
         with replacing(docs / name) as temporary:
@@ -246,12 +247,12 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, jud
 
 def _lines(table: Table, chosen, measured: list[Study], settings: Settings, judge, pipe) -> Iterator[str]:
     n = settings.images
-    versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions().items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions(results.MEASURED_WITH).items())
     yield "# Papertown's benchmark\n"
     yield (
         f"`livo benchmark papertown --images {n}`: {n} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, in bfloat16; seeds are the "
         "prompt's sha256 plus the image's number, the same for every method. Means over held-out prompts with 95% bootstrap intervals over "
-        f"prompts. Judge {judge.name} {judge.revision}; value encoder {module_hash(pipe.value_encoder)}; {versions}. Every prompt's value "
+        f"prompts. Judge {judge.name} {judge.revision}; value encoder {module_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
         "is in [benchmark.json](benchmark.json).\n"
     )
     yield (

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from livo import metrics
 from livo.files import replacing
-from livo.judges import PapertownJudge
+from livo.judges import PapertownJudge, load_judge
 from livo.papertown import judging, world
 from livo.papertown.corpus import scene as corpus_scene
 from livo.papertown.scene import Scene, describe, sample_prompt
-from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
@@ -319,7 +319,7 @@ def figures(cache: Path, output: Path) -> dict:
 def _reader(cache: Path) -> tuple[Reader, dict[str, ValuePrinciple]]:
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)
-    judge = PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    judge = load_judge("papertown")
     return Reader(pipe, judge, cache), {principle.id: principle for principle in pipe.principles}
 
 
