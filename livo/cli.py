@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
     )
-    sub.add_argument("--file", type=Path, help="text file of prompts, one a line; the decisions go to --output")
+    sub.add_argument("--file", type=Path, help="prompts: text, .jsonl or .csv, as for evaluate; the decisions go to --output")
     sub.add_argument(
         "--fit",
         metavar="FILE",
@@ -322,12 +322,11 @@ def _retrieve_file(retriever, file: Path, output: Path | None) -> None:
     from tqdm import tqdm
 
     from livo.files import replacing
+    from livo.prompts import read_prompts
 
     if output is None or output.suffix.lower() not in (".csv", ".jsonl"):
         raise CommandError("--file needs --output NAME.csv or NAME.jsonl")
-    prompts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise CommandError(f"{file}: no prompt in it; write one a line")
+    prompts = [prompt.text for prompt in read_prompts(file)]
     columns = ("prompt", "ids", "probability", "score", "threshold", "nearest_exemplar", "text", "why")
     counts: dict[str, int] = {}
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
@@ -491,10 +490,9 @@ def _calibrate(args) -> None:
     from livo.files import replacing
     from livo.judges import load_judge
     from livo.pipeline import LiVOPipeline
+    from livo.prompts import read_prompts
 
-    prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise CommandError(f"{args.prompts}: no prompt in it; write one a line")
+    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts)))
     config = args.value_encoder / "config.json"
     if not config.is_file():
         raise CommandError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")

@@ -52,7 +52,7 @@ def evaluate(args) -> None:
         raise ValueError(f"--output {args.output} is a file: give a folder")
     from livo.prompts import read_prompts
 
-    prompts = read_prompts(args.prompts)  # what may fail is loaded before the long part
+    prompts = list(dict.fromkeys(read_prompts(args.prompts)))  # what may fail is loaded before the long part
     import torch
     from accelerate import PartialState
 

@@ -92,7 +92,7 @@ def decided_class(decisions: Sequence[ValueDecision]) -> str:
     return NONE if first is None else first if first in FACETS[:3] else DEBIAS
 
 
-def read_prompts(retriever: ValueRetriever, prompts: Sequence[str]) -> Reading:
+def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> Reading:
     """As `retriever.read`, in batches with a bar; similar lengths together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     parts = [
@@ -142,7 +142,7 @@ def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
     names); the saved ones have seen all.
     """
     prompts = labelled_prompts()
-    reading = read_prompts(retriever, [p.text for p in prompts])
+    reading = read_all(retriever, [p.text for p in prompts])
     apart = np.array([p.held_out for p in prompts])
     unseen_words = [variants[0] for name in OPEN for variants in held_out(section(name), True)]
     known = Lexicon(without=unseen_words)

@@ -155,7 +155,7 @@ def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: 
     generator = np.random.default_rng(seed)
     rows = max(1, 1_000_000 // len(values))  # at a time, so that thousands of prompts need no gigabytes
     parts = [generator.choice(values, size=(min(rows, draws - i), len(values))).mean(axis=1) for i in range(0, draws, rows)]
-    return _quantiles(np.concatenate(parts), level)
+    return interval(np.concatenate(parts), level)
 
 
 def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> Interval:
@@ -165,20 +165,24 @@ def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> In
     return bootstrap_interval(_finite(one, "values") - _finite(two, "values"), **options)
 
 
-def bootstrap_statistic(
-    statistic: Callable[[np.ndarray], float], prompts: int, level: float = 0.95, draws: int = 200, seed: int = 0
-) -> Interval:
-    """Interval of a figure that is no mean over prompts (FID, KID, the Inception score, a pooled share), resampling prompts.
+def bootstrap_draws(statistic: Callable[[np.ndarray], float], prompts: int, draws: int = 200, seed: int = 0) -> np.ndarray:
+    """A figure that is no mean over prompts (FID, KID, the Inception score, a pooled share) on `draws` resamplings of the prompts.
 
     `statistic` maps the numbers of the chosen prompts, with repetitions, to the figure. Repeated images make a set look narrower than
-    it is and shift such figures, so the draws are moved to lie around the figure itself. The same seed draws the same prompts: differences
-    of two methods are paired when one statistic computes both.
+    it is and shift such figures, so the draws are moved to lie around the figure itself. The same seed draws the same prompts: the
+    differences of two methods' draws are paired.
     """
     if prompts < 1:
         raise ValueError("no prompt to resample")
     generator = np.random.default_rng(seed)
     found = _finite([statistic(generator.integers(prompts, size=prompts)) for _ in range(draws)], "values")
-    return _quantiles(found - found.mean() + statistic(np.arange(prompts)), level)
+    return found - found.mean() + statistic(np.arange(prompts))
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> Interval:
+    """Percentile interval of `bootstrap_draws`, or of the difference of two methods' draws."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------------
@@ -224,8 +228,3 @@ def _cosine(one, two) -> np.ndarray:
 def _square_root(matrix: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def _quantiles(values: np.ndarray, level: float) -> Interval:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -30,7 +30,7 @@ class Prompt:
 
 
 def read_prompts(file: str | Path) -> list[Prompt]:
-    """The prompts of a file, in order, without repetitions (the same text with the same seed).
+    """The prompts of a file, in order.
 
     `.jsonl`: an object with `prompt` a line, or a plain string. `.csv` (or `.tsv`): a column `prompt`, `text` or `caption`, in any
     case. Anything else is text, one prompt a line. Columns `seed` (I2P's `sd_seed`) and `group` (`categories`) are used where
@@ -45,7 +45,7 @@ def read_prompts(file: str | Path) -> list[Prompt]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     rows = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table}.get(file.suffix.lower(), _lines)(file, text)
-    prompts = list(dict.fromkeys(_prompt(row, where) for row, where in rows))
+    prompts = [_prompt(row, where) for row, where in rows]
     if not prompts:
         raise ValueError(f"{file}: no prompt in it; write one a line")
     return prompts

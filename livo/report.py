@@ -91,7 +91,7 @@ def _page(result: Mapping, found: Mapping[str, Readings], sheet: Image.Image) ->
     )
     for group, figures in result["figures"].items():
         head, rows = table(figures)
-        parts += [f"<h2>{html.escape(group)}</h2>", _html_table(head, rows), _floors(figures)]
+        parts += [f"<h2>{html.escape(group)}</h2>", _html_table(head, rows), _floors(figures), _differences(figures)]
     if result["disagreement"]:
         lines = [
             [m, pair, f"{d['differ']:.1f}", f"{d['kappa']:.2f}"]
@@ -118,6 +118,19 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     line = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f"<table>{line}{body}</table>"
+
+
+def _differences(figures: Mapping[str, Mapping]) -> str:
+    """What each method has above the base, paired: by the same prompts, and by the same resamplings where a figure is no mean."""
+    above = {
+        method: {judge: {name: f["minus_base"] for name, f in named.items() if "minus_base" in f} for judge, named in judges.items()}
+        for method, judges in figures.items()
+        if method != "base"
+    }
+    head, rows = table(above)
+    if len(head) == 1:
+        return ""
+    return f"<details open><summary>Paired differences from the base</summary>{_html_table(head, rows)}</details>"
 
 
 def _floors(figures: Mapping[str, Mapping]) -> str:

@@ -56,17 +56,27 @@ def measure(
 
 
 def compare(result: dict[str, Figures], base: dict[str, Figures]) -> None:
-    """Put beside each figure of a prompt its paired difference from the base's, over the prompts that have both."""
+    """Put beside each figure its paired difference from the base's: over the prompts that have both, or over the same resamplings."""
     for name, figures in result.items():
         for label, figure in figures.items():
-            one, two = figure.get("per_prompt"), base[name].get(label, {}).get("per_prompt")
-            if not one or not two or len(one) != len(two):
-                continue
-            both = [(a, b) for a, b in zip(one, two, strict=True) if a is not None and b is not None]
-            if both:
-                ours, theirs = zip(*both, strict=True)
-                difference = float(np.mean(np.subtract(ours, theirs)))
-                figure["minus_base"] = {"mean": difference, "interval": metrics.paired_interval(ours, theirs), "prompts": len(both)}
+            if (difference := _minus(figure, base[name].get(label, {}))) is not None:
+                figure["minus_base"] = difference
+
+
+def _minus(one: Figure, two: Figure) -> Figure | None:
+    """The difference of two figures of the same prompts, and its interval; None where they cannot be paired."""
+    if one.get("draws") and two.get("draws") and one["prompts"] == two["prompts"]:
+        interval = metrics.interval(np.subtract(one["draws"], two["draws"]))
+        return {"mean": one["mean"] - two["mean"], "interval": interval, "prompts": one["prompts"]}
+    first, second = one.get("per_prompt"), two.get("per_prompt")
+    if not first or not second or len(first) != len(second):
+        return None
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not both:
+        return None
+    ours, theirs = zip(*both, strict=True)
+    mean = float(np.mean(np.subtract(ours, theirs)))
+    return {"mean": mean, "interval": metrics.paired_interval(ours, theirs), "prompts": len(both)}
 
 
 def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) -> tuple[np.ndarray, dict]:
@@ -206,10 +216,10 @@ def summary(per_prompt: Sequence[float], **more) -> Figure:
 
 
 def overall(statistic: Callable[[np.ndarray], float], prompts: int, draws: int = 200, **more) -> Figure:
-    """A figure over all prompts together: `statistic` of the chosen prompts' numbers."""
-    value = statistic(np.arange(prompts))
-    interval = metrics.bootstrap_statistic(statistic, prompts, draws=draws) if prompts > 1 else None
-    return {"mean": value, "interval": interval, "prompts": prompts, "left_out": 0, **more}
+    """A figure over all prompts together: `statistic` of the chosen prompts' numbers. Its `draws` are kept, to pair it with another's."""
+    found = metrics.bootstrap_draws(statistic, prompts, draws).tolist() if prompts > 1 else []
+    interval = metrics.interval(found) if found else None
+    return {"mean": statistic(np.arange(prompts)), "interval": interval, "prompts": prompts, "left_out": 0, "draws": found, **more}
 
 
 def disagreements(found: Readings, judges: Sequence[Judge]) -> dict[str, dict[str, float]]:

@@ -96,6 +96,11 @@ def test_the_base_is_as_the_base_and_others_are_compared_with_it_pair_by_pair(fi
     assert figures["negative"]["images"]["drift"]["mean"] > 1e-4
     ours, base = (figures[name]["papertown-judge"]["S bloody"] for name in ("livo", "base"))
     assert ours["minus_base"]["mean"] == pytest.approx(np.mean(np.subtract(ours["per_prompt"], base["per_prompt"])))
+    ours, base = (figures[name]["images"]["FID"] for name in ("livo", "base"))
+    low, high = ours["minus_base"]["interval"]
+    assert low <= ours["minus_base"]["mean"] <= high and ours["minus_base"]["mean"] == pytest.approx(ours["mean"] - base["mean"])
+    assert (low, high) == pytest.approx(np.quantile(np.subtract(ours["draws"], base["draws"]), [0.025, 0.975]))
+    assert "Paired differences from the base" in (finished[0] / "report.html").read_text()
 
 
 def test_the_reference_is_named_and_is_never_the_evaluated_images(finished, judge, tmp_path):

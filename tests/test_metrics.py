@@ -117,7 +117,7 @@ def test_a_paired_interval_sees_a_difference_that_two_intervals_apart_hide():
 
 def test_the_interval_of_any_statistic_lies_around_it_and_agrees_with_that_of_a_mean():
     values = np.random.default_rng(1).normal(size=60)
-    mean = metrics.bootstrap_statistic(lambda chosen: values[chosen].mean(), 60, draws=4000)
+    mean = metrics.interval(metrics.bootstrap_draws(lambda chosen: values[chosen].mean(), 60, draws=4000))
     assert mean == pytest.approx(metrics.bootstrap_interval(values), abs=0.02)
     features = np.random.default_rng(2).normal(size=(20, 12))
     other = np.random.default_rng(3).normal(size=(200, 12))
@@ -125,7 +125,7 @@ def test_the_interval_of_any_statistic_lies_around_it_and_agrees_with_that_of_a_
     def fid(chosen):  # repeated rows make it larger: draws that were not centred would all lie above it
         return metrics.frechet_distance(features[chosen], other)
 
-    low, high = metrics.bootstrap_statistic(fid, 20)
+    low, high = metrics.interval(metrics.bootstrap_draws(fid, 20))
     assert low < fid(np.arange(20)) < high
     assert fid(np.random.default_rng(0).integers(20, size=20)) > high
 
