@@ -13,7 +13,8 @@ def written(tmp_path):
 
 
 def test_plain_text_is_one_prompt_a_line_without_blanks(written):
-    assert read_prompts(written("a.txt", "a doctor\n\n  a nurse \r\na doctor\n")) == [Prompt("a doctor"), Prompt("a nurse"), Prompt("a doctor")]
+    found = read_prompts(written("a.txt", "a doctor\n\n  a nurse \r\na doctor\n"))
+    assert found == [Prompt("a doctor"), Prompt("a nurse"), Prompt("a doctor")]
 
 
 def test_the_papers_json_lines_and_csv_are_read_as_they_are(written):
