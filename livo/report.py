@@ -123,7 +123,9 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _differences(figures: Mapping[str, Mapping]) -> str:
     """What each method has above the base, paired: by the same prompts, and by the same resamplings where a figure is no mean."""
     above = {
-        method: {judge: {name: f["minus_base"] for name, f in named.items() if "minus_base" in f} for judge, named in judges.items()}
+        method: {
+            judge: {name: f["minus_base"] for name, f in named.items() if "minus_base" in f} for judge, named in judges.items()
+        }
         for method, judges in figures.items()
         if method != "base"
     }
