@@ -6,6 +6,7 @@ import torch
 from conftest import PRINCIPLES, WordEmbedder
 from diffusers import (
     ControlNetModel,
+    DDIMScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
@@ -19,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from transformers import CLIPTokenizer
 
 import livo
 from livo import LiVOPipeline, LiVOXLPipeline, ValueEncoder
@@ -30,6 +32,7 @@ SD, XL = "tiny_checkpoint", "tiny_xl_checkpoint"
 
 FAMILY = {
     "text": (StableDiffusionPipeline, SD, {}),
+    "sd 2": (StableDiffusionPipeline, SD, {}),
     "image": (StableDiffusionImg2ImgPipeline, SD, {"image": PICTURE, "strength": 0.8}),
     "inpaint": (StableDiffusionInpaintPipeline, SD, {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}),
     "controlnet": (StableDiffusionControlNetPipeline, SD, {"image": PICTURE}),
@@ -70,6 +73,12 @@ def built(request, which):
         extra["controlnet"] = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
         for parameter in extra["controlnet"].controlnet_mid_block.parameters():  # zero at first, which would do nothing
             torch.nn.init.normal_(parameter)
+    if which == "sd 2":  # pads with "!", predicts v, and projects by linear layers
+        extra["tokenizer"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", pad_token="!")
+        extra["scheduler"] = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", prediction_type="v_prediction")
+        torch.manual_seed(2)
+        config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+        extra["unet"] = UNet2DConditionModel.from_config({**config, "use_linear_projection": True, "attention_head_dim": [2, 4]})
     if which == "lcm":
         plain = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         torch.manual_seed(2)
