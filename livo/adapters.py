@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn.grad import conv2d_input
 
 from livo.conditioning import encode_value, fuse, tokenize
+from livo.pipeline import LiVOPipeline, LiVOXLPipeline
 from livo.value_encoder import ValueEncoder, vocabulary_hash
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -53,7 +54,7 @@ class _Adapter:
     name: str
     modules: dict[str, nn.Module]
 
-    def __init__(self, pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, resolution: int):
+    def __init__(self, pipe: LiVOPipeline | LiVOXLPipeline, resolution: int):
         self.pipe, self.unet, self.resolution = pipe, pipe.unet.requires_grad_(False), resolution
         _ease_backward(self.unet, resolution // pipe.vae_scale_factor)
 
@@ -106,15 +107,19 @@ def _frozen_convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 class ValueEncoderAdapter(_Adapter):
-    """LiVO's: one token in front of the prompt embeddings, in float32 whatever the backbone's dtype."""
+    """LiVO's: one token in front of the prompt embeddings, in float32 whatever the backbone's dtype.
+
+    Where cross-attention is wider than the text encoder that is copied, as in SDXL, a projection behind it is trained too.
+    """
 
     name = "value_encoder"
 
-    def __init__(self, pipe: StableDiffusionPipeline, resolution: int, statements: Sequence[str], freeze_embeddings: bool = False):
-        if not isinstance(pipe, StableDiffusionPipeline):
-            raise ValueError(f"a value encoder for {type(pipe).__name__} is not built yet: train a LoRA (--adapter lora)")
+    def __init__(
+        self, pipe: LiVOPipeline | LiVOXLPipeline, resolution: int, statements: Sequence[str], freeze_embeddings: bool = False
+    ):
         super().__init__(pipe, resolution)
-        self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder).float().requires_grad_(True).train()
+        width = pipe.unet.config.cross_attention_dim
+        self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder, width).float().requires_grad_(True).train()
         self.encoder.config.value_statements = sorted(set(statements))
         self.encoder.config.value_tokenizer = vocabulary_hash(pipe.tokenizer)
         if freeze_embeddings:
@@ -150,7 +155,7 @@ class LoRAAdapter(_Adapter):
 
     name = "lora"
 
-    def __init__(self, pipe: DiffusionPipeline, resolution: int, rank: int):
+    def __init__(self, pipe: LiVOPipeline | LiVOXLPipeline, resolution: int, rank: int):
         super().__init__(pipe, resolution)
         try:
             from peft import LoraConfig

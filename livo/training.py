@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from livo import objectives
@@ -26,7 +26,7 @@ from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.optimising import Record, optimise
 from livo.pictures import curves, grid, save_png, stack
-from livo.pipeline import LiVOPipeline
+from livo.pipeline import LiVOPipeline, LiVOXLPipeline
 from livo.preferences import LatentCache, Sample, module_hash, pairs, read
 from livo.principles import ValuePrinciple
 
@@ -104,10 +104,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
 
 def load_pipeline(config: TrainingConfig) -> DiffusionPipeline:
     dtype = getattr(torch, config.backbone_dtype)
-    if config.model != "papertown" and DiffusionPipeline.load_config(config.model)["_class_name"].startswith("StableDiffusionXL"):
-        pipe = StableDiffusionXLPipeline.from_pretrained(config.model, dtype=dtype, use_safetensors=True)
-    else:
-        pipe = LiVOPipeline.from_pretrained(config.model, dtype=dtype)
+    xl = config.model != "papertown" and "XL" in DiffusionPipeline.load_config(config.model)["_class_name"]
+    pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(config.model, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -373,12 +373,22 @@ def test_a_trainer_killed_ten_times_ends_as_one_that_was_not(config, tmp_path):
     assert not list((tmp_path / "killed").rglob("*.partial*"))
 
 
-def test_a_lora_of_sdxl_trains_too(config, data, tiny_xl_checkpoint, tmp_path):
+def test_a_lora_and_a_value_encoder_of_sdxl_train_too(config, data, tiny_xl_checkpoint, tmp_path):
     from diffusers import StableDiffusionXLPipeline
+
+    from livo import LiVOXLPipeline
 
     config = replace(config, model=str(tiny_xl_checkpoint), adapter="lora", objective="popalign", beta=5000.0)
     assert all(np.isfinite(r["loss"]) for r in train(config))
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_xl_checkpoint)
     pipe.load_lora_weights(f"{config.output}/lora")
-    with pytest.raises(ValueError, match="--adapter lora"):
-        next(iter(train(replace(config, adapter="value_encoder", output=str(tmp_path / "other")))))
+    config = replace(config, adapter="value_encoder", objective="livo", beta=100.0, output=str(tmp_path / "other"))
+    assert all(np.isfinite(r["loss"]) for r in train(config))
+    pipe = LiVOXLPipeline.from_pretrained(tiny_xl_checkpoint, value_encoder=f"{config.output}/value_encoder")
+    assert pipe.value_encoder.config.value_width == 64
+    options = {"num_inference_steps": 2, "num_images_per_prompt": 2, "output_type": "np"}
+    known = pipe.value_encoder.statements[0]  # a debias principle's plain token goes to every second image
+    ours, base = (pipe("a cat", value=v, generator=torch.Generator().manual_seed(0), **options) for v in (known, None))
+    received = [decision.applied for decision in ours.decisions]
+    assert sorted(received) == [False, True]
+    assert [not np.allclose(*pair, atol=1e-5) for pair in zip(ours.images, base.images, strict=True)] == received
