@@ -14,7 +14,7 @@ from livo.pipeline import LiVOPipeline
 from livo.preferences import MANIFEST
 
 SHARES = (0.05, 0.2, 0.5, 1.0)
-GAMMAS = ((0.5, 0.1), (2.0, 0.5), (10.0, 0.5), (5.0, 2.0))
+GAMMAS = ((0.5, 0.1), (10.0, 0.5))
 POINTS = 6  # checkpoints of a convergence curve
 
 
@@ -74,9 +74,9 @@ def _gammas(pipe, work: Path, steps: int, measure) -> Iterator[Study]:
 
 
 def _spread(files: Mapping[int, Path]) -> list[tuple[int, Path]]:
-    """About `POINTS` checkpoints, evenly, the last among them."""
+    """At most `POINTS` checkpoints, evenly, the last among them."""
     steps = sorted(files)
-    stride = max(1, len(steps) // POINTS)
+    stride = -(-len(steps) // POINTS)
     return [(step, files[step]) for step in steps[::-1][::stride][::-1]]
 
 
