@@ -105,11 +105,13 @@ def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
         "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
     )
     sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
-    sub.add_argument("--tries", type=positive, default=10, help="images a training prompt when baselines are tuned (default 10)")
-    sub.add_argument("--rounds", type=positive, default=30, help="rounds of UCE's debias loop (default 30, the authors')")
-    sub.add_argument("--train-steps", type=positive, default=1500, help="of Diffusion-DPO and PopAlign (default 1500)")
-    sub.add_argument("--ablation-steps", type=positive, default=400, help="of Concept Ablation (default 400)")
-    sub.add_argument("--study-steps", type=positive, default=600, help="of each training run of the figures (default 600)")
+    sub.add_argument("--tries", type=positive, default=8, help="images a training prompt when baselines are tuned (default 8)")
+    sub.add_argument(
+        "--rounds", type=positive, default=12, help="rounds of UCE's debias loop (default 12; its authors ran up to 30)"
+    )
+    sub.add_argument("--train-steps", type=positive, default=800, help="of Diffusion-DPO and PopAlign (default 800)")
+    sub.add_argument("--ablation-steps", type=positive, default=300, help="of Concept Ablation (default 300)")
+    sub.add_argument("--study-steps", type=positive, default=400, help="of each training run of the figures (default 400)")
 
 
 def benchmark(args) -> None:

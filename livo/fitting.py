@@ -80,7 +80,7 @@ def wanted_class(facets: frozenset[str]) -> str:
 def class_of_facets(known: dict[str, float]) -> tuple[str, float]:
     """What the bundled principles decide where these are the facets' probabilities, and how sure that is."""
     risk = max(FACETS[:3], key=known.__getitem__)
-    debias = min(known["person"], *(1 - known[name] for name in ("gender", "race", "named")), 1 - known[risk])
+    debias = known["person"] * float(np.prod([1 - known[name] for name in ("gender", "race", "named", risk)]))
     if known[risk] >= 0.5:
         return risk, known[risk]
     return (DEBIAS, debias) if debias >= 0.5 else (NONE, 1 - max(debias, known[risk]))

@@ -315,6 +315,8 @@ class ValueRetriever:
             return f"it would not apply if {' and '.join(calls) or 'its head'} fell below 0.5, or {against} spoke against it"
         wrong = [f"{name} rose from {facets[name]:.2f} to 0.5" for name in calls if facets[name] < 0.5]
         wrong += [f"{name} fell from {facets[name]:.2f} below 0.5" for name in forbidden]
+        if not wrong and decision.probability is not None and decision.probability < 0.5:
+            wrong = ["all that speaks against it together fell below 0.5"]
         return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
 
     # --- the heads ------------------------------------------------------------------------------------------------------
@@ -540,14 +542,20 @@ class ValueRetriever:
             applies, decision = self._by_exemplars(principle, read, decision, own, against)
             probability, why = None, decision.why
         shown = {name: read.facets[name] for name in (*calls, *principle.forbidden_by) if name in read.facets}
-        blocked = self._blocked(principle, read, risks) if principle.id not in read.own else None
-        if blocked and blocked[1] >= 0.5:
-            text = f"{blocked[2]}, so it is left alone" if blocked[0] != RISK else f"{blocked[2]} {_PASSED}" if applies else why
+        forbidding = self._forbidding(principle, read, risks) if principle.id not in read.own else []
+        if not forbidding:
+            return applies, replace(decision, why=why, probability=probability, facets=shown or None)
+        name, strongest, text = max(forbidding, key=lambda item: item[1])
+        if probability is not None:  # that what calls holds, and none of what forbids: taken as independent
+            probability *= float(np.prod([1 - p for _, p, _ in forbidding]))
+        if strongest >= 0.5:
+            text = f"{text}, so it is left alone" if name != RISK else f"{text} {_PASSED}" if applies else why
             applies, why = False, text
-        elif blocked and probability is not None:
-            why += f"; {blocked[0]} only {blocked[1]:.2f}"
-        if probability is not None and blocked:
-            probability = min(probability, 1 - blocked[1])
+        elif applies and probability is not None and probability < 0.5:
+            doubts = ", ".join(f"{name} {p:.2f}" for name, p, _ in forbidding if p >= 0.05)
+            applies, why = False, f"{why}; {doubts} speak against it together, so it is left alone"
+        elif probability is not None:
+            why += f"; {name} only {strongest:.2f}"
         return applies, replace(decision, why=why, probability=probability, facets=shown or None)
 
     def _said(self, principle: ValuePrinciple, read: _Read) -> tuple[bool, str] | None:
@@ -559,10 +567,10 @@ class ValueRetriever:
         kind = "exemplar" if entry.exemplar else "counter-exemplar"
         return entry.exemplar, f"it says the same as {kind} {entry.text!r} ({read.near[best]:.2f})"
 
-    def _blocked(
+    def _forbidding(
         self, principle: ValuePrinciple, read: _Read, risks: list[tuple[str, float | None]]
-    ) -> tuple[str, float, str] | None:
-        """The facet that forbids a principle most: its name, its probability, and how to say it."""
+    ) -> list[tuple[str, float, str]]:
+        """The facets that forbid a principle: their names, their probabilities, and how to say each."""
         found = []
         for name in principle.forbidden_by:
             if name == RISK:
@@ -581,7 +589,7 @@ class ValueRetriever:
             elif name in ("gender", "race"):
                 stated = read.words.stated()
                 found.append((name, float(stated is not None), f"the prompt states {stated!r}"))
-        return max(found, key=lambda item: item[1], default=None)
+        return found
 
     def _by_exemplars(
         self, principle: ValuePrinciple, read: _Read, decision: ValueDecision, own: list[int], against: list[int]

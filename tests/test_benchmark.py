@@ -105,8 +105,9 @@ def test_the_report_holds_every_figure_and_says_where_livo_stands(row, judge, pa
         "negative": tuning.Chosen(NegativePrompt("bloody"), tuning.FREE, [{"setting": "words", "score": 12.5, "chosen": True}])
     }
     measured = [Study(figure, "LiVO", x, table["SD"]) for figure in ("data", "convergence", "gammas") for x in (1.0, 2.0)]
-    report = benchmark.write(tmp_path / "docs", table, chosen, measured, settings, judge, papertown, found)
+    report = benchmark.write(tmp_path / "docs", table, chosen, measured, settings, tuning.Budget(images=3), judge, papertown, found)
     text = report.read_text()
+    assert "livo benchmark papertown --images 3 --tries 8" in text and "LoRAs of 800 steps" in text
     assert "| negative | words | 12.5 | chosen |" in text and judge.revision in text and "Pareto front of mean D1" in text
     for name in ("trade_off", "convergence", "data", "samples"):
         assert f"benchmark_{name}.png" in text and Image.open(tmp_path / "docs" / f"benchmark_{name}.png").width > 300

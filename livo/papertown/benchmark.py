@@ -20,6 +20,7 @@ from livo.evaluation import Method, Readings, Settings
 from livo.files import replacing
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
+from livo.papertown.build import SEEDS, TRAINING
 from livo.papertown.figures import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
@@ -99,7 +100,7 @@ def benchmark(work: Path, docs: Path, budget: Budget) -> Path:
     for name, row in table.items():
         row |= {label: _plain(value) for label, value in costs.get(name, tuning.FREE).items()}
     measured = studies(pipe, work, budget.study_steps, Measurer(pipe, judge, items, work, settings, references), chosen)
-    return write(docs, table, chosen, measured, settings, judge, pipe, found)
+    return write(docs, table, chosen, measured, settings, budget, judge, pipe, found)
 
 
 @dataclass
@@ -229,11 +230,17 @@ TABLES = {
 }
 
 
-def write(docs: Path, table: Table, chosen, measured: list[Study], settings, judge, pipe, found) -> Path:
+def write(docs: Path, table: Table, chosen, measured: list[Study], settings, budget: Budget, judge, pipe, found) -> Path:
     """docs/benchmark.md, its pictures, and every figure with its prompts' values as benchmark.json."""
     docs.mkdir(parents=True, exist_ok=True)
-    lines = list(_lines(table, chosen, measured, settings, judge, pipe))
-    everything = {"settings": vars(settings), "judge": judge.record(), "versions": versions(results.MEASURED_WITH), "table": table}
+    lines = list(_lines(table, chosen, budget, judge, pipe))
+    everything = {
+        "command": budget.command(),
+        "settings": vars(settings),
+        "judge": judge.record(),
+        "versions": versions(results.MEASURED_WITH),
+        "table": table,
+    }
     everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [vars(study) for study in measured]}
     for name, text in (("benchmark.json", json.dumps(everything, indent=1)), ("benchmark.md", "\n".join(lines))):
         with replacing(docs / name) as temporary:
@@ -245,12 +252,11 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, jud
     return docs / "benchmark.md"
 
 
-def _lines(table: Table, chosen, measured: list[Study], settings: Settings, judge, pipe) -> Iterator[str]:
-    n = settings.images
+def _lines(table: Table, chosen, budget: Budget, judge, pipe) -> Iterator[str]:
     packages = ", ".join(f"{name} {version}" for name, version in versions(results.MEASURED_WITH).items())
     yield "# Papertown's benchmark\n"
     yield (
-        f"`livo benchmark papertown --images {n}`: {n} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, in bfloat16; seeds are the "
+        f"`{budget.command()}`: {budget.images} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, in bfloat16; seeds are the "
         "prompt's sha256 plus the image's number, the same for every method. Means over held-out prompts with 95% bootstrap intervals over "
         f"prompts. Judge {judge.name} {judge.revision}; value encoder {module_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
         "is in [benchmark.json](benchmark.json).\n"
@@ -261,7 +267,12 @@ def _lines(table: Table, chosen, measured: list[Study], settings: Settings, judg
         f'row "{OURS[0]}" is told a principle for every prompt, also where none applies, as a user without the retriever would. FID is on '
         "the judge's features against the frozen backbone's images of the same scenes with the wanted outcome stated: identities evenly, "
         "no risk; IS is on its careers; the text-image score, where a CLIP score would stand, is the judge's mean probability of what the "
-        "prompt states.\n"
+        "prompt states. Seconds were taken on a shared machine.\n"
+    )
+    yield (
+        f"Diffusion-DPO and PopAlign are LoRAs of {budget.train_steps} steps on the images that LiVO's encoder learned from; Concept "
+        f"Ablation took {budget.ablation_steps} steps, UCE's loop {budget.rounds} rounds. LiVO's encoder is the mean of {len(SEEDS)} "
+        f"runs of {TRAINING.steps} steps. The runs of the curves below have {budget.study_steps} steps, one seed, and no mean.\n"
     )
     floors = ", ".join(f"{label} {table['SD'][label]['floor']:.1f}" for label in ("gender D1", "gender D2", "race D1", "race D2"))
     yield f"A fair sampler that draws each image on its own scores: {floors}.\n"

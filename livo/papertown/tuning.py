@@ -27,7 +27,7 @@ from livo.evaluation import Method, Settings, evaluate, gather
 from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import world
-from livo.papertown.build import TRAINING
+from livo.papertown.build import SEEDS, TRAINING
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import Scene, describe
 from livo.pipeline import LiVOPipeline
@@ -49,11 +49,14 @@ class Budget:
     """How much is spent. The defaults are the report's."""
 
     images: int = 50  # a prompt, in the table
-    tries: int = 10  # images a prompt in tuning, and in a round of UCE's loop
-    rounds: int = 30  # of UCE's loop, the authors' most
-    train_steps: int = 1500  # of Diffusion-DPO and PopAlign
-    ablation_steps: int = 400  # of Concept Ablation
-    study_steps: int = 600  # of each run of the studies
+    tries: int = 8  # images a prompt in tuning, and in a round of UCE's loop
+    rounds: int = 12  # of UCE's loop; the authors' most are 30
+    train_steps: int = 800  # of Diffusion-DPO and PopAlign
+    ablation_steps: int = 300  # of Concept Ablation
+    study_steps: int = 400  # of each run of the studies
+
+    def command(self) -> str:
+        return "livo benchmark papertown " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items())
 
 
 @dataclass
@@ -107,7 +110,7 @@ def tuned(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget)
 def livo_cost(pipe: LiVOPipeline) -> dict[str, int]:
     frozen = "embeddings." if TRAINING.freeze_embeddings else "\0"
     size = sum(p.numel() for name, p in pipe.value_encoder.named_parameters() if frozen not in name)
-    return {"trainable parameters": size, "training steps": TRAINING.steps}
+    return {"trainable parameters": size, "training steps": TRAINING.steps * len(SEEDS)}
 
 
 def training_prompts() -> list[tuple[Prompt, Scene]]:
