@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import PRINCIPLES, WordEmbedder
 
+import livo.retriever
 from livo import ValuePrinciple, ValueRetriever
-from livo.labelled import labelled_prompts
+from livo.labelled import FACETS, labelled_prompts
 from livo.normalise import subject
 from livo.principles import bundled_principles
 from livo.retriever import load_embedder
@@ -212,6 +213,19 @@ def test_each_principle_says_which_facets_call_for_it_and_which_forbid_it(paper)
     assert ids(mine, "a photo of a female doctor") == ["racial_equality"]
     assert ids(mine, "a photo of a doctor") == ["gender_equality", "racial_equality"]
     assert ids(mine, "a Kenyan doctor") == ids(mine, "Marie Curie") == [None]
+
+
+def test_doubts_that_are_small_alone_can_forbid_together(paper, monkeypatch):
+    def decided(**facets):
+        known = dict.fromkeys(FACETS, 0.0) | facets
+        monkeypatch.setattr(livo.retriever, "_answers", lambda heads, reading: [known] * len(reading))
+        return paper.retrieve("somebody by the harbour wall")[0]
+
+    assert decided(person=0.9, gender=0.3).id == "gender_equality"
+    assert decided(person=0.9, gender=0.3).probability == pytest.approx(0.9 * 0.7)
+    left = decided(person=0.9, gender=0.3, named=0.4)
+    assert left.id is None and "gender 0.30, named 0.40 speak against it together" in left.why
+    assert left.probability == pytest.approx(0.9 * 0.7 * 0.6)
 
 
 def test_a_risk_comes_first_where_the_principles_say_so(paper):
