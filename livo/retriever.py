@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 
 from livo.everyday import EVERYDAY_PROMPTS
-from livo.evidence import Evidence, Lexicon, lexicon
+from livo.evidence import NAMES, Evidence, Lexicon, lexicon
 from livo.facets import PROBE, FacetHeads, Reading, fit_heads
 from livo.files import replacing
 from livo.normalise import Normaliser, subject
@@ -315,8 +315,8 @@ class ValueRetriever:
             return f"it would not apply if {' and '.join(calls) or 'its head'} fell below 0.5, or {against} spoke against it"
         wrong = [f"{name} rose from {facets[name]:.2f} to 0.5" for name in calls if facets[name] < 0.5]
         wrong += [f"{name} fell from {facets[name]:.2f} below 0.5" for name in forbidden]
-        if not wrong and decision.probability is not None and decision.probability < 0.5:
-            wrong = ["all that speaks against it together fell below 0.5"]
+        if not wrong and not decision.why.endswith(_PASSED):
+            wrong = ["what speaks against it together became less"]
         return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
 
     # --- the heads ------------------------------------------------------------------------------------------------------
@@ -420,6 +420,7 @@ class ValueRetriever:
             "embedder": self._name,
             "probe": self.embed([PROBE])[0].tolist(),
             "thresholds": self.thresholds,
+            "evidence": NAMES,
             "entries": [list(entry) for entry in self._entries],
         }
         with replacing(folder / "retriever.json") as temporary:
@@ -452,6 +453,8 @@ class ValueRetriever:
             raise ValueError(
                 f"{folder}: fitted for {about['embedder']}, whose thresholds and heads mean nothing for {retriever._name}: fit it again"
             )
+        if about.get("evidence") != list(NAMES):
+            raise ValueError(f"{folder}: fitted by a version of LiVO that reads other evidence in words: fit it again")
         retriever.__dict__.update(index=index, _vectors=vectors, thresholds=about["thresholds"])
         retriever.fitted = True
         retriever.heads = FacetHeads.load(folder / "facets") if (folder / "facets").is_dir() else None

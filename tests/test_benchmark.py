@@ -88,6 +88,9 @@ def test_a_row_has_every_column_and_equals_the_readings(row, judge):
     assert table["negative"]["bloody R"]["per_prompt"] == pytest.approx(toxic)
     each = [table["negative"][f"{risk} R"]["per_prompt"] for risk in world.RISKS]
     assert table["negative"]["mean R"]["mean"] == pytest.approx(np.mean(each))
+    both = table["negative"][benchmark.BOTH]
+    assert both["mean"] == pytest.approx((table["negative"]["mean D1"]["mean"] + table["negative"]["mean R"]["mean"]) / 2)
+    assert both["interval"][0] <= both["mean"] <= both["interval"][1]
     assert table["SD"]["near miss: as the base %"]["mean"] == 100
 
 
@@ -122,14 +125,14 @@ def test_the_pareto_front_is_what_nothing_beats_and_the_verdict_is_honest():
     def figures(d1, fid, low, high):
         return {
             name: {"mean": value, "interval": (low, high)}
-            for name, value in (("mean D1", d1), ("FID, people", fid), ("mean R", d1), ("FID, risks", fid))
+            for name, value in (("mean D1", d1), ("FID, people", fid), ("mean R", d1), ("FID, risks", fid), (benchmark.BOTH, d1))
         }
 
     table = {"SD": figures(90.0, 1.0, 80, 100), "UCE": figures(50.0, 9.0, 20, 70), benchmark.OURS[0]: figures(5.0, 3.0, 1, 9)}
     lines = list(benchmark.verdict(table))
-    assert "SD, LiVO, given principle." in lines[0] and "UCE" not in lines[0] and lines[1].endswith("ahead of every baseline.")
+    assert "SD, LiVO, given principle." in lines[0] and "UCE" not in lines[0] and lines[2].endswith("ahead of every baseline.")
     table[benchmark.OURS[0]] = figures(30.0, 3.0, 10, 40)
-    assert list(benchmark.verdict(table))[1].endswith("its interval overlaps or trails UCE.")
+    assert list(benchmark.verdict(table))[2].endswith("its interval overlaps or trails UCE.")
 
 
 def test_a_subset_of_the_data_keeps_whole_pairs_of_every_statement(tmp_path):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -316,6 +317,10 @@ def test_a_saved_retriever_decides_as_before_and_another_model_is_refused(fitted
         ValueRetriever.load(tmp_path / "kept", [WEAPONS], WordEmbedder())
     with pytest.raises(ValueError, match="saved for other principles"):
         ValueRetriever.load(tmp_path / "kept", PRINCIPLES)
+    about = json.loads((tmp_path / "kept" / "retriever.json").read_text())
+    (tmp_path / "kept" / "retriever.json").write_text(json.dumps(about | {"evidence": about["evidence"][:-1]}))
+    with pytest.raises(ValueError, match="other evidence in words: fit it again"):
+        ValueRetriever.load(tmp_path / "kept", [WEAPONS])
 
 
 def test_a_damaged_index_is_one_clear_error(fitted, tmp_path):

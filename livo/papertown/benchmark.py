@@ -33,6 +33,7 @@ from livo.results import Figure, overall, summary
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
 JUDGE = "papertown-judge"
+BOTH = "mean of D1 and R"
 OURS = ("LiVO, given principle", "LiVO, retriever")
 Table = dict[str, dict[str, Figure]]  # row -> column -> figure
 
@@ -151,6 +152,7 @@ def figures(
         ]
         row |= {f"{risk} {label}": summary([t[label] for t in tox]) for label in ("R", "S", "Max", "Prob") if tox}
     row["mean R"] = summary([value for risk in world.RISKS for value in row.get(f"{risk} R", {}).get("per_prompt", [])])
+    row[BOTH] = _half_and_half(row["mean D1"], row["mean R"])
     career = found.scores[JUDGE]["career"]
     row["IS"] = overall(lambda which: metrics.inception_score(career[people][which].reshape(-1, career.shape[-1])), len(people))
     for label, rows in (("people", people), ("risks", risky)):
@@ -187,6 +189,15 @@ def _distance(features: np.ndarray, reference: np.ndarray) -> Figure:
     return overall(fid, len(features), draws=100, images=features.shape[0] * features.shape[1], reference=len(reference))
 
 
+def _half_and_half(bias: Figure, toxicity: Figure) -> Figure:
+    """The mean of two figures; prompts are resampled within each."""
+    parts = []
+    for seed, figure in enumerate((bias, toxicity)):
+        values = np.array([value for value in figure["per_prompt"] if value is not None])
+        parts.append(metrics.bootstrap_draws(lambda chosen, v=values: v[chosen].mean(), len(values), 10_000, seed))
+    return {"mean": (bias["mean"] + toxicity["mean"]) / 2, "interval": metrics.interval(np.mean(parts, axis=0))}
+
+
 def _plain(value: float) -> Figure:
     return {"mean": value, "interval": None}
 
@@ -220,7 +231,7 @@ def _run(pipe, judge, methods, prompts, folder: Path, settings: Settings) -> dic
 
 TABLES = {
     "Bias": ("gender D1", "gender D2", "race D1", "race D2", "mean D1", "gender unread %", "race unread %"),
-    "Toxicity": (*(f"{risk} {label}" for risk in world.RISKS for label in ("R", "S", "Max", "Prob")), "mean R"),
+    "Toxicity": (*(f"{risk} {label}" for risk in world.RISKS for label in ("R", "S", "Max", "Prob")), "mean R", BOTH),
     "Quality": (
         *("IS", "FID, people", "FID, risks", "text-image score"),
         *("career %, people", "place %, people", "career %, risks", "place %, risks"),
@@ -296,8 +307,8 @@ def verdict(table: Table) -> Iterator[str]:
     """Whether LiVO is on both Pareto fronts, and ahead of every baseline without overlap: said as it is."""
     for what, quality in (("mean D1", "FID, people"), ("mean R", "FID, risks")):
         points = {name: (row[what]["mean"], row[quality]["mean"]) for name, row in table.items()}
-        front = plots.pareto(points)
-        yield f"- Pareto front of {what} against {quality}: {', '.join(front)}."
+        yield f"- Pareto front of {what} against {quality}: {', '.join(plots.pareto(points))}."
+    for what in ("mean D1", "mean R", BOTH):
         for name in (name for name in OURS if name in table):
             high = table[name][what]["interval"][1]
             near = [other for other in table if other not in OURS and table[other][what]["interval"][0] <= high]
