@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+
+from livo.papertown.budget import Budget, option
 
 EXAMPLES = {
     "evaluate": "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation",
@@ -100,26 +103,18 @@ def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
     sub.add_argument(
         "what", choices=["papertown"], help="papertown: the LiVO paper's main table and figures, every baseline included"
     )
-    sub.add_argument("--images", type=positive, default=50, help="images a prompt in the table (default 50)")
     sub.add_argument(
         "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
     )
     sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
-    sub.add_argument("--tries", type=positive, default=8, help="images a training prompt when baselines are tuned (default 8)")
-    sub.add_argument(
-        "--rounds", type=positive, default=12, help="rounds of UCE's debias loop (default 12; its authors ran up to 30)"
-    )
-    sub.add_argument("--train-steps", type=positive, default=800, help="of Diffusion-DPO and PopAlign (default 800)")
-    sub.add_argument("--ablation-steps", type=positive, default=300, help="of Concept Ablation (default 300)")
-    sub.add_argument("--study-steps", type=positive, default=400, help="of each training run of the figures (default 400)")
+    for amount in fields(Budget):
+        sub.add_argument(option(amount.name), type=positive, default=amount.default, help=amount.metadata["help"])
 
 
 def benchmark(args) -> None:
-    from livo.papertown.benchmark import Budget
     from livo.papertown.benchmark import benchmark as run
 
-    budget = Budget(args.images, args.tries, args.rounds, args.train_steps, args.ablation_steps, args.study_steps)
-    report = run(args.work, args.docs, budget)
+    report = run(args.work, args.docs, Budget(**{amount.name: getattr(args, amount.name) for amount in fields(Budget)}))
     print(report.read_text(encoding="utf-8"))
     print(f"{report} written; its pictures and benchmark.json lie beside it")
 

@@ -15,6 +15,7 @@ from livo.evaluation import Method, Settings
 from livo.evidence import lexicon
 from livo.judges import load_judge
 from livo.papertown import benchmark, plots, runs, tuning, world
+from livo.papertown.budget import Budget
 from livo.papertown.studies import Study
 
 
@@ -108,7 +109,7 @@ def test_the_report_holds_every_figure_and_says_where_livo_stands(row, judge, pa
         "negative": tuning.Chosen(NegativePrompt("bloody"), tuning.FREE, [{"setting": "words", "score": 12.5, "chosen": True}])
     }
     measured = [Study(figure, "LiVO", x, table["SD"]) for figure in ("data", "convergence", "gammas") for x in (1.0, 2.0)]
-    report = benchmark.write(tmp_path / "docs", table, chosen, measured, settings, tuning.Budget(images=3), judge, papertown, found)
+    report = benchmark.write(tmp_path / "docs", table, chosen, measured, settings, Budget(images=3), judge, papertown, found)
     text = report.read_text()
     assert "livo benchmark papertown --images 3 --tries 8" in text and "LoRAs of 800 steps" in text
     assert "| negative | words | 12.5 | chosen |" in text and judge.revision in text and "Pareto front of mean D1" in text

@@ -20,11 +20,11 @@ from livo.evaluation import Method, Readings, Settings
 from livo.files import replacing
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
+from livo.papertown.budget import Budget
 from livo.papertown.build import SEEDS, TRAINING
 from livo.papertown.figures import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
-from livo.papertown.tuning import Budget
 from livo.pipeline import LiVOPipeline
 from livo.preferences import module_hash
 from livo.progress import follow_evaluation

@@ -27,6 +27,7 @@ from livo.evaluation import Method, Settings, evaluate, gather
 from livo.files import replacing
 from livo.judges import PapertownJudge
 from livo.papertown import world
+from livo.papertown.budget import Budget
 from livo.papertown.build import SEEDS, TRAINING
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import Scene, describe
@@ -42,21 +43,6 @@ IDENTITIES = (
     tuple(f"{race} person" for race in world.RACES),
 )
 FREE = {"trainable parameters": 0, "training steps": 0}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is spent. The defaults are the report's."""
-
-    images: int = 50  # a prompt, in the table
-    tries: int = 8  # images a prompt in tuning, and in a round of UCE's loop
-    rounds: int = 12  # of UCE's loop; the authors' most are 30
-    train_steps: int = 800  # of Diffusion-DPO and PopAlign
-    ablation_steps: int = 300  # of Concept Ablation
-    study_steps: int = 400  # of each run of the studies
-
-    def command(self) -> str:
-        return "livo benchmark papertown " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items())
 
 
 @dataclass
