@@ -22,9 +22,10 @@ import time
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from train_step import _peak, _reset_peak, sd15
+from train_step import sd15
 
 from livo import LiVOPipeline, ValueEncoder
+from livo.evaluation import peak_memory, reset_peak_memory
 from livo.principles import bundled_principles
 
 WAYS = ("bare", "bare again", "no value", "a value")
@@ -129,9 +130,9 @@ def main() -> None:
         torch.set_num_threads(1)
     bare, pipe = pipelines(args.which, args.half, encoder=args.peak != "bare")
     if args.peak:
-        _reset_peak()
+        reset_peak_memory(pipe.device)
         timed(bare, pipe, args.peak, 1, args.size, args.steps)
-        print(_peak())
+        print(peak_memory(pipe.device) / 1e6)
         return
     if not args.memory:
         for batch in args.batch:

@@ -34,6 +34,7 @@ from livo import building
 from livo.adapters import ValueEncoderAdapter
 from livo.conditioning import encode_value, fuse, tokenize, value_text
 from livo.config import TrainingConfig
+from livo.evaluation import peak_memory, reset_peak_memory
 from livo.judges import load_judge
 from livo.noising import Noising
 from livo.objectives import squared_error
@@ -202,10 +203,12 @@ def main() -> None:
             if args.peak == "published":  # it has a UNet of its own
                 adapter.unet = adapter.pipe.unet = None
             gc.collect()
-            before = _reset_peak()
+            reset_peak_memory(accelerator.device)  # what was cached before training, in a run of its own perhaps, does not count
+            before = peak_memory(accelerator.device)
             for number in range(3):
                 step(losses[args.peak], adapter, optimizer, accelerator, number)
-            print(_peak(), _peak() - before)
+            peak = peak_memory(accelerator.device)
+            print(peak / 1e6, (peak - before) / 1e6)
             return
         agreement(losses, adapter)
         rates: dict[str, list[float]] = {"published": [], "livo": []}
@@ -230,23 +233,6 @@ def main() -> None:
     for i, what in enumerate(("peak memory", "of it by the steps themselves")):
         theirs, ours = peaks["published"][i], peaks["livo"][i]
         print(f"{what}: published {theirs:.0f} MB, ours {ours:.0f} MB, ratio {ours / theirs:.2f}")
-
-
-def _reset_peak() -> float:
-    """MB in use now. What was cached before training, in a run of its own perhaps, does not count from here on."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> float:
-    """MB: of the GPU where there is one, else resident (Linux)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1e3
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def _make(
     file: Path,
     settings: Settings,
 ) -> None:
-    _reset_peak(pipe.device)
+    reset_peak_memory(pipe.device)
     start = time.perf_counter()
     images, decisions = _generate(pipe, method, prompts, settings)
     seconds = time.perf_counter() - start
@@ -257,7 +257,12 @@ def _make(
             tensors["clip"] = torch.from_numpy(clip_score(features, eye.embed_texts(texts)))
     if settings.keep:
         _keep(images, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
-    rows = {"decisions": decisions, "digests": list(map(image_digest, images)), "seconds": seconds, "peak": _peak(pipe.device)}
+    rows = {
+        "decisions": decisions,
+        "digests": list(map(image_digest, images)),
+        "seconds": seconds,
+        "peak": peak_memory(pipe.device),
+    }
     with replacing(file) as temporary:
         save_file(tensors, temporary, metadata={"rows": json.dumps(rows, default=str)})
 
@@ -373,14 +378,15 @@ def _plain(value: object) -> object:
     return value
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` count from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _quietly(lambda: Path("/proc/self/clear_refs").write_text("5"))
 
 
-def _peak(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """Peak memory in bytes since the last reset: the device's, or the process's where there is none (0 where it cannot be told)."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
