@@ -46,6 +46,9 @@ class TrainingConfig:
         False, "value encoder: train its layers alone, so that words it was not trained on keep their meaning"
     )
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
+    prompt_swap: float = option(
+        0.0, "debias: share of pairs whose value encoder reads the prompt of another pair of the same statement and class"
+    )
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
     mixed_precision: str = option("no", "autocast of forward and backward", choices=("no", "bf16", "fp16"))
@@ -81,5 +84,6 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 < self.interpolate <= 1:
             raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError(f"caption_dropout is {self.caption_dropout}: it is a share from 0 to below 1")
+        for name in ("caption_dropout", "prompt_swap"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")

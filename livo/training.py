@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from livo.objectives import squared_error
 from livo.optimising import Record, optimise
 from livo.pictures import curves, grid, save_png, stack
 from livo.pipeline import LiVOPipeline, LiVOXLPipeline
-from livo.preferences import LatentCache, Sample, module_hash, pairs, read
+from livo.preferences import LatentCache, PreferenceError, Sample, module_hash, pairs, read
 from livo.principles import ValuePrinciple
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")  # whose versions a run records
@@ -115,13 +116,14 @@ def load_pipeline(config: TrainingConfig) -> DiffusionPipeline:
 
 @dataclass
 class Batch:
-    """2B rows: B winners, then the B losers of the same pairs, which share noise and timestep."""
+    """2B rows: B winners, then the B losers of the same pairs, which share noise and timestep. A value encoder reads `read`."""
 
     latents: torch.Tensor
     noise: torch.Tensor
     t: torch.Tensor
     prompts: list[str]
     values: list[str]
+    read: list[str]
 
 
 class Batches:
@@ -137,11 +139,18 @@ class Batches:
         content = [[s.prompt, s.value, s.label, s.scene] for s in samples]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
+        self._alike: dict[tuple[str, str], list[int]] = defaultdict(list)  # winners by statement and class
+        for winner, _ in self.pairs:
+            self._alike[samples[winner].value, samples[winner].kind].append(winner)
+        if config.prompt_swap and not any(kind for _, kind in self._alike):
+            raise PreferenceError(
+                f"prompt_swap is {config.prompt_swap}, but no line of {config.data} has a class to swap within: make it 0"
+            )
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def at(self, step: int, micro: int, timesteps: int) -> Batch:
         """The batch of this process; `timesteps` are drawn from 0..timesteps - 1."""
-        winners, losers, noise, t, prompts, values = [], [], [], [], [], []
+        winners, losers, noise, t, prompts, values, read = [], [], [], [], [], [], []
         for winner, loser, side, dropped, generator in self.draws(step, micro):
             winners.append(self.latents[winner, side])
             losers.append(self.latents[loser, side])
@@ -149,9 +158,9 @@ class Batches:
             noise.append(torch.randn(self.latents.shape[2:], generator=generator))
             prompts.append("" if dropped else self.samples[winner].prompt)
             values.append(self.samples[winner].value)
-        return Batch(
-            torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2), prompts, values
-        )
+            read.append(self._swapped(winner, generator) or prompts[-1])
+        images, noise, t = torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2)
+        return Batch(images, noise, t, prompts, values, read)
 
     def draws(self, step: int, micro: int) -> Iterator[tuple[int, int, int, bool, torch.Generator]]:
         """Aligned and violating sample, whether mirrored, whether without its prompt, and the generator for the rest."""
@@ -163,6 +172,13 @@ class Batches:
             u = torch.rand(3, generator=generator).tolist()
             loser = others[int(u[0] * len(others))]
             yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
+
+    def _swapped(self, winner: int, generator: torch.Generator) -> str | None:
+        """Now and then another pair's prompt: a token that must serve it too carries the class, not who is in the picture."""
+        if not torch.rand((), generator=generator) < self.config.prompt_swap or not self.samples[winner].kind:
+            return None
+        alike = self._alike[self.samples[winner].value, self.samples[winner].kind]
+        return self.samples[alike[int(torch.randint(len(alike), (), generator=generator))]].prompt
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
@@ -265,7 +281,7 @@ class Loss:
         t = batch.t.to(self.device)
         noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
         condition = self._condition(batch.prompts).repeat(2)
-        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)] * 2
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.read, strict=True)] * 2
         rows = _Rows(noisy, target, t, self.noising.timestep(t), condition, texts, self._unconditional(noisy, t))
         frozen = self.adapter.reference(noisy, rows.told, condition)
         reference = self._error(frozen, rows)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from livo import LiVOPipeline, ValuePrinciple
 from livo.config import TrainingConfig
-from livo.preferences import module_hash, pairs, read
+from livo.preferences import PreferenceError, module_hash, pairs, read
 from livo.training import Batches, train
 
 
@@ -280,6 +280,41 @@ def test_every_pair_comes_once_an_epoch(config):
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
+def test_swapped_prompts_come_from_pairs_of_the_same_statement_and_class_and_change_nothing_else(config):
+    samples = [
+        replace(sample, prompt=f"prompt {i}", value=("gender equality", "bloody")[i // 12], kind=("male", "female", "", "")[i // 6])
+        for i, sample in enumerate(read(config.data))
+    ]
+    groups = {sample.prompt: (sample.value, sample.kind) for sample in samples if sample.label}
+    assert len(set(groups.values())) == 3
+    latents = torch.randn(len(samples), 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    own = Batches(replace(config, batch=240), samples, latents).at(0, 0, 1000)
+    swapped = Batches(replace(config, batch=240, prompt_swap=0.5), samples, latents).at(0, 0, 1000)
+    assert own.read == own.prompts == swapped.prompts
+    assert all(torch.equal(getattr(own, name), getattr(swapped, name)) for name in ("latents", "noise", "t"))
+    assert all(groups[one] == groups[other] for one, other in zip(swapped.prompts, swapped.read, strict=True))
+    changed = {
+        kind: [one != other for one, other in zip(swapped.prompts, swapped.read, strict=True) if groups[one][1] == kind]
+        for kind in ("male", "")
+    }
+    assert 0.2 < np.mean(changed["male"]) < 0.5 and not any(changed[""])  # one swap in three finds the prompt itself
+    with pytest.raises(PreferenceError, match="has a class to swap within"):
+        Batches(replace(config, prompt_swap=0.5), read(config.data), latents)
+
+
+def test_a_value_encoder_reads_the_swapped_prompt_and_the_backbone_its_own(config, monkeypatch):
+    from livo import training
+
+    shown, texts = [], []
+    condition, predict = training.Loss._condition, training.Loss._predict
+    monkeypatch.setattr(training.Batches, "_swapped", lambda *_: "a swapped prompt")
+    monkeypatch.setattr(training.Loss, "_condition", lambda self, prompts: shown.extend(prompts) or condition(self, prompts))
+    monkeypatch.setattr(training.Loss, "_predict", lambda self, rows: texts.extend(rows.texts) or predict(self, rows))
+    next(iter(train(config)))
+    assert set(shown) <= {sample.prompt for sample in read(config.data)}
+    assert set(texts) == {"gender equality, a swapped prompt"}
+
+
 def test_a_finished_or_foreign_run_is_not_overwritten(config):
     list(train(config))
     with pytest.raises(FileExistsError, match="--resume latest"):
@@ -302,6 +337,7 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
         ({"steps": 0}, "steps is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"caption_dropout": 1.0}, "caption_dropout"),
+        ({"prompt_swap": -0.1}, "prompt_swap is -0.1"),
         ({"data": ""}, "data is empty"),
     ],
 )

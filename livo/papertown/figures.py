@@ -37,15 +37,16 @@ class Reader:
         self.base = "-".join([judge.revision, *(_digest(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
         self.encoder = _digest(pipe.value_encoder)
 
-    def read(self, prompt: str, value: Value) -> list[Reading]:
+    def read(self, prompt: str, value: Value, images: int = 0) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
         principles = value if isinstance(value, tuple) else (value,) if value else ()
         what = [self.encoder, *([p.statement, p.apply_rate, p.directions, p.target] for p in principles)] if principles else None
-        key = json.dumps([self.base, dict(self.pipe.scheduler.config), self.images, STEPS, GUIDANCE, prompt, what], default=str)
+        images = images or self.images
+        key = json.dumps([self.base, dict(self.pipe.scheduler.config), images, STEPS, GUIDANCE, prompt, what], default=str)
         file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
-            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=self.images))
+            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=images))
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps(readings))
         return json.loads(file.read_text())
@@ -107,16 +108,27 @@ def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[R
 
 
 def mood_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
-    """Held-out adjectives on held-out careers: whether the smile or frown they stand for is still there."""
+    """Held-out adjectives on held-out careers: whether the smile or frown they stand for is still there.
+
+    The backbone itself frowns less for some tones than for others, so its images of the same people, their classes stated in even
+    numbers, are the second base that LiVO's are compared with.
+    """
     adjectives = world.GOODNESS.held_out + world.BADNESS.held_out
     careers = scenes(world.CAREERS.held_out)
     wanted = [scene.stating(adjective=adjective) for scene, adjective in zip(careers, adjectives, strict=True)]
     prompts = [describe(scene) for scene in wanted]
     base = kept(reader.read_all(prompts, None, "base, adjectives"), wanted, "mood")
-    return [
-        (f"mood kept %, {name}", base, kept(reader.read_all(prompts, principles[name], f"{name}, adjectives"), wanted, "mood"))
-        for name in world.DEBIASED
-    ]
+    rows = []
+    for principle, (name, classes) in world.DEBIASED.items():
+        ours = kept(reader.read_all(prompts, principles[principle], f"{principle}, adjectives"), wanted, "mood")
+        count = reader.images // len(classes)
+        stated = [
+            [reading for c in classes for reading in reader.read(describe(scene.stating(**{name: c})), None, count)]
+            for scene in tqdm(wanted, f"base, adjectives, each {name} stated", unit="prompt", mininterval=5)
+        ]
+        rows.append((f"mood kept %, {principle}", base, ours))
+        rows.append((f"mood kept %, {principle}, base stating the classes", kept(stated, wanted, "mood"), ours))
+    return rows
 
 
 CENSUS = {"white": 0.6, "asian": 0.2, "latino": 0.1, "indian": 0.05, "black": 0.05}
