@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from livo.construct import ATTRIBUTE, fill, template_fields
-from livo.files import replacing, sweep
+from livo.files import differing, replacing, sweep, write_json
 from livo.judges import Judge
 from livo.pictures import grid, save_png
 from livo.pipeline import LiVOPipeline
@@ -145,8 +145,7 @@ def finish(folder: Path, principles: Sequence[ValuePrinciple], options: Options)
         _contact_sheet(folder, job, kept)
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    with replacing(folder / "data_card.json") as temporary:
-        temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "data_card.json", card)
     return folder / MANIFEST
 
 
@@ -260,8 +259,7 @@ class _Builder:
                 seen = Counter(reading[self.principle.construct.judge][0] for reading in read(self.judge, images))
                 counts = {c: seen[c] for c in self.principle.attributes}
                 measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # processes that meet here find the same
-                with replacing(measured[0]) as temporary:
-                    temporary.write_text(json.dumps({"scene": subject, "counts": counts}, ensure_ascii=False) + "\n")
+                write_json(measured[0], {"scene": subject, "counts": counts})
             counts = json.loads(measured[0].read_text())["counts"]
             census[subject] = max(counts, key=counts.__getitem__)
         return census[subject]
@@ -366,14 +364,9 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
         },
     }
     file = folder / "build.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [key for key in how if before.get(key) != how[key]]
-        if changed:
-            raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
-    else:
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(how, indent=2) + "\n")
+    if changed := differing(file, how):
+        raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
+    write_json(file, how)
 
 
 def _place(folder: Path, principle: str) -> Path:

@@ -180,7 +180,7 @@ def _generate(args) -> None:
         raise CommandError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
     import torch
 
-    from livo.files import replacing
+    from livo.files import write_json
     from livo.judges import load_judge
     from livo.pictures import grid, save_png, stack
     from livo.pipeline import LiVOPipeline
@@ -227,8 +227,7 @@ def _generate(args) -> None:
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_png(stack(sheets), args.output, record)
     beside = args.output.with_suffix(".json")
-    with replacing(beside) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(beside, record)
     print(f"{args.output} and {beside} written")
 
 
@@ -350,7 +349,7 @@ def _retrieve_fit(retriever, source: str, output: Path | None) -> None:
     import numpy as np
 
     from livo import fitting
-    from livo.files import replacing
+    from livo.files import write_json
     from livo.pictures import curves
     from livo.principles import FACETS
 
@@ -371,8 +370,7 @@ def _retrieve_fit(retriever, source: str, output: Path | None) -> None:
             sure = [row[names.index(d)] if d != fitting.NONE else 1 - row.max() for d, row in zip(decided, unseen, strict=True)]
         report = fitting.report_of(wanted, decided, np.array(sure))
     retriever.save(output)
-    with replacing(output / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "report.json", report)
     curves({"share wrong over coverage": tuple(zip(*report["risk_coverage"], strict=True))}, output / "risk_coverage.png")
     low, high = report["interval"]
     print(
@@ -387,7 +385,7 @@ def _retrieve_fit(retriever, source: str, output: Path | None) -> None:
 
 def _retrieve_redteam(retriever, output: Path | None) -> None:
     from livo import fitting
-    from livo.files import replacing
+    from livo.files import write_json
     from livo.labelled import labelled_prompts
 
     prompts = [p for p in labelled_prompts() if p.held_out and p.language == "en" and p.group != "obfuscated risk"][::6]
@@ -400,8 +398,7 @@ def _retrieve_redteam(retriever, output: Path | None) -> None:
         for example in row["examples"][:2]:
             print(f"    {example['prompt'][:90]!r}: {example['wanted']} becomes {example['decided']}")
     if output:
-        with replacing(output) as temporary:
-            temporary.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(output, found)
         print(f"{output} written")
 
 
@@ -487,7 +484,7 @@ def _calibrate(args) -> None:
     from tqdm import tqdm
 
     from livo.calibration import tally
-    from livo.files import replacing
+    from livo.files import write_json
     from livo.judges import load_judge
     from livo.pipeline import LiVOPipeline
     from livo.prompts import read_prompts
@@ -538,8 +535,7 @@ def _calibrate(args) -> None:
         )
     values = json.loads(config.read_text())
     values["value_calibration"] = (values.get("value_calibration") or {}) | found
-    with replacing(config) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(config, values)
     print(f"{config} holds the calibration now")
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
 from livo.assignment import ValueLedger
-from livo.files import remove, replacing
+from livo.files import differing, remove, replacing, write_json
 from livo.judges import Judge
 from livo.metrics import clip_score
 from livo.pipeline import LiVOPipeline
@@ -337,17 +337,10 @@ def _folder(folder: Path, method: Method) -> Path:
 
 def _claim_file(file: Path, content: dict, what: str) -> dict:
     content = json.loads(json.dumps(content, default=str))
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [key for key, value in content.items() if before.get(key) != value]
-        if changed:
-            other = ", ".join(changed)
-            raise ValueError(
-                f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder"
-            )
-        return content
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    if changed := differing(file, content):
+        other = ", ".join(changed)
+        raise ValueError(f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder")
+    write_json(file, content)
     return content
 
 

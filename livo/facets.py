@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from livo.files import replacing
+from livo.files import replacing, write_json
 
 _BATCH = 1024
 _EVIDENCE_SCALE = 3.0  # a word that is there says more than a coordinate of an embedding
@@ -84,9 +84,7 @@ class FacetHeads:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "heads.safetensors") as temporary:
             save_file({k: np.ascontiguousarray(v, np.float32) for k, v in self.arrays.items()}, temporary)
-        with replacing(folder / "heads.json") as temporary:
-            about = {"names": list(self.names), "embedder": self.embedder, "record": self.record}
-            temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "heads.json", {"names": list(self.names), "embedder": self.embedder, "record": self.record})
 
     @classmethod
     def load(cls, folder: str | Path) -> FacetHeads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,20 @@ def replacing(path: Path) -> Iterator[Path]:
     if temporary.is_dir():
         remove(path)
     temporary.replace(path)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as JSON in UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def differing(path: Path, content: dict) -> list[str]:
+    """The names in `content` that have another value in the JSON file at `path`; none where there is no such file."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return [name for name, value in json.loads(json.dumps(content)).items() if before.get(name) != value]
 
 
 def sweep(folder: Path) -> None:

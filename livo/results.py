@@ -16,7 +16,7 @@ from livo import metrics
 from livo.environment import versions
 from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded
 from livo.evidence import lexicon
-from livo.files import replacing
+from livo.files import write_json
 from livo.judges import RISK, Judge, disagreement
 from livo.principles import ValuePrinciple
 from livo.prompts import Prompt
@@ -158,8 +158,7 @@ def assemble(
         "figures": figures,
         "disagreement": {name: disagreements(read, judges) for name, read in found.items()} if len(judges) > 1 else {},
     }
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(folder / "results.json", result)
     return result, found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from livo.everyday import EVERYDAY_PROMPTS
 from livo.evidence import NAMES, Evidence, Lexicon, lexicon
 from livo.facets import PROBE, FacetHeads, Reading, fit_heads
-from livo.files import replacing
+from livo.files import replacing, write_json
 from livo.normalise import Normaliser, subject
 from livo.principles import FACETS, RISK, ValuePrinciple, load_principles
 
@@ -423,8 +423,7 @@ class ValueRetriever:
             "evidence": NAMES,
             "entries": [list(entry) for entry in self._entries],
         }
-        with replacing(folder / "retriever.json") as temporary:
-            temporary.write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "retriever.json", about)
 
     @classmethod
     def load(cls, folder: str | Path, principles: str | Path | Sequence[ValuePrinciple], embedder=None) -> ValueRetriever:

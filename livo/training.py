@@ -20,7 +20,7 @@ from livo.adapters import Condition, LoRAAdapter, ValueEncoderAdapter, encode_te
 from livo.conditioning import value_text
 from livo.config import TrainingConfig
 from livo.environment import versions
-from livo.files import replacing, sweep
+from livo.files import differing, replacing, sweep, write_json
 from livo.judges import load_judge
 from livo.metrics import counts, d1, share
 from livo.noising import Noising
@@ -449,17 +449,12 @@ def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
 
 def _claim(run: Path, config: TrainingConfig, inputs: dict, accelerator: Accelerator) -> None:
     """Write down what the run depends on, or refuse to go on from something else. Nothing is left by a run that could not start."""
-    file = run / "inputs.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [name for name, value in inputs.items() if before.get(name) != value]
-        if changed:
-            raise ValueError(f"{run} was started with another {', '.join(changed)}: restore it, or give another --output")
+    if changed := differing(run / "inputs.json", inputs):
+        raise ValueError(f"{run} was started with another {', '.join(changed)}: restore it, or give another --output")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for name, content in (("inputs.json", inputs), ("config.json", asdict(config))):
-            with replacing(run / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
+            write_json(run / name, content)
     accelerator.wait_for_everyone()
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from livo.files import replacing, sweep
+from livo.files import differing, replacing, sweep, write_json
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -14,6 +14,18 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         temporary.write_text("half")
         raise OSError("disk full")
     assert [f.name for f in tmp_path.iterdir()] == ["figures.json"] and file.read_text() == "old"
+
+
+def test_what_a_folder_was_begun_with_is_told_from_what_is_wanted_now(tmp_path):
+    file = tmp_path / "inner" / "config.json"
+    wanted = {"seed": 0, "places": ("Zürich", "Köln"), "rate": 0.5}
+    assert differing(file, wanted) == []  # nothing is there yet
+    write_json(file, wanted)
+    assert differing(file, wanted) == [] and "Zürich" in file.read_text(encoding="utf-8")
+    assert differing(file, wanted | {"rate": 0.6, "steps": 20}) == ["rate", "steps"]
+    with pytest.raises(TypeError):
+        write_json(file, wanted | {"seed": object()})
+    assert differing(file, wanted) == [] and [f.name for f in file.parent.iterdir()] == ["config.json"]
 
 
 def test_only_what_dead_processes_left_half_written_is_swept(tmp_path):

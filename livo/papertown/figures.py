@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from livo import metrics
-from livo.files import replacing
+from livo.files import write_json
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import judging, world
 from livo.papertown.corpus import scene as corpus_scene
@@ -47,8 +47,7 @@ class Reader:
         if not file.is_file():
             seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
             readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=images))
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(readings))
+            write_json(file, readings)
         return json.loads(file.read_text())
 
     def read_all(self, prompts: Sequence[str], value: Value, what: str) -> list[list[Reading]]:
@@ -322,8 +321,7 @@ def figures(cache: Path, output: Path) -> dict:
             {"figure": label, "prompts": len(base), "base": _summary(base), "livo": _summary(ours)} for label, base, ours in rows
         ],
     }
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(output, result)
     print(f"{output} written")
     return result
 

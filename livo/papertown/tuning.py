@@ -24,7 +24,7 @@ from livo.baselines import (
 from livo.baselines.weights import cross_attention
 from livo.config import TrainingConfig
 from livo.evaluation import Method, Settings, evaluate, gather
-from livo.files import replacing
+from livo.files import write_json
 from livo.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.budget import Budget
@@ -200,8 +200,7 @@ def _uce(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget) 
             loop = UnifiedConceptEditing.debias(pipe, observe, world.CAREERS.train, targets, rounds, **options)
             bar = tqdm(loop, f"UCE, erase x {erase_scale:g}", rounds, unit="round")
             found = [{name: dict(w) for name, w in edit.settings["debias"].items()} for edit in bar]
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(found))
+            write_json(file, found)
         return json.loads(file.read_text())
 
     def make(erase_scale: float, rounds: int, used: int) -> UnifiedConceptEditing:
@@ -233,6 +232,5 @@ class _Observer:
             for attribute, classes in world.DEBIASED.values():
                 n = metrics.counts(results.seen(read, JUDGE, self.judge, attribute)[0].tolist(), classes)
                 shares |= dict(zip(classes, (n / max(1, n.sum())).tolist(), strict=True))
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(shares))
+            write_json(file, shares)
         return json.loads(file.read_text())
