@@ -115,12 +115,23 @@ class ValueEncoderAdapter(_Adapter):
     name = "value_encoder"
 
     def __init__(
-        self, pipe: LiVOPipeline | LiVOXLPipeline, resolution: int, statements: Sequence[str], freeze_embeddings: bool = False
+        self,
+        pipe: LiVOPipeline | LiVOXLPipeline,
+        resolution: int,
+        statements: Sequence[str],
+        freeze_embeddings: bool = False,
+        start: str = "",
     ):
+        """`start` is a value encoder to go on from, by default a copy of the text encoder."""
         super().__init__(pipe, resolution)
         width = pipe.unet.config.cross_attention_dim
-        self.encoder = ValueEncoder.from_text_encoder(pipe.text_encoder, width).float().requires_grad_(True).train()
-        self.encoder.config.value_statements = sorted(set(statements))
+        if start:
+            encoder = ValueEncoder.load(start, pipe.text_encoder, width, pipe.tokenizer)
+            encoder.config.value_calibration = encoder.config.value_training = None  # they are of the weights before
+        else:
+            encoder = ValueEncoder.from_text_encoder(pipe.text_encoder, width)
+        self.encoder = encoder.float().requires_grad_(True).train()
+        self.encoder.config.value_statements = sorted({*statements, *(encoder.statements or ())})
         self.encoder.config.value_tokenizer = vocabulary_hash(pipe.tokenizer)
         if freeze_embeddings:
             for name, parameter in self.encoder.named_parameters():

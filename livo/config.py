@@ -20,6 +20,9 @@ class TrainingConfig:
     data: str = option("", "folder of preference data, from `livo build` or in the papers' layout")
     output: str = option("", "the run's folder")
     model: str = option("papertown", "papertown, or a Stable Diffusion: hub id or folder")
+    value_encoder: str = option(
+        "", "value encoder to go on from: hub id, folder or .safetensors file; default: a copy of the text encoder"
+    )
     adapter: str = option("value_encoder", "what is trained", choices=ADAPTERS)
     objective: str = option("livo", "what it is trained with", choices=OBJECTIVES)
     beta: float = option(1000.0, "scale of the winners' term (livo), or of the implicit reward (popalign, diffusion_dpo)")
@@ -72,6 +75,10 @@ class TrainingConfig:
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name a folder")
+        if self.value_encoder and self.adapter == "lora":
+            raise ValueError(
+                f"value_encoder is {self.value_encoder}, which a LoRA cannot go on from: leave it out, or make adapter value_encoder"
+            )
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -61,6 +61,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
     inputs = {"data": batches.digest, "backbone": _backbone_hash(adapter), "processes": accelerator.num_processes}
+    if config.value_encoder:
+        inputs["value_encoder"] = module_hash(adapter.encoder)
     record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
     _claim(run, config, inputs, accelerator)
     log = Log(run, accelerator.is_main_process)
@@ -462,7 +464,8 @@ def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, s
     torch.manual_seed(config.seed)  # a LoRA is drawn at random
     if config.adapter == "lora":
         return LoRAAdapter(pipe, resolution, config.lora_rank)
-    return ValueEncoderAdapter(pipe, resolution, [sample.value for sample in samples], config.freeze_embeddings)
+    statements = [sample.value for sample in samples]
+    return ValueEncoderAdapter(pipe, resolution, statements, config.freeze_embeddings, config.value_encoder)
 
 
 def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: Sequence[Sample]) -> None:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,9 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from livo import LiVOPipeline, ValuePrinciple
+from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.config import TrainingConfig
 from livo.preferences import PreferenceError, module_hash, pairs, read
 from livo.training import Batches, train
@@ -211,6 +212,25 @@ def test_frozen_embeddings_stay_and_the_layers_learn(config):
     assert moved and not any("embedding" in key for key in moved) and len(moved) > len(start) // 2
 
 
+def test_training_goes_on_from_another_encoder_and_keeps_its_statements(config, tmp_path):
+    list(train(config))
+    first = tmp_path / "run" / "value_encoder"
+    data = shutil.copytree(config.data, tmp_path / "data")
+    manifest = data / "metadata.jsonl"
+    manifest.write_text(manifest.read_text().replace("gender equality", "bloody considered inappropriate"))
+    again = replace(config, value_encoder=str(first), data=str(data), output=str(tmp_path / "again"), interpolate=1e-9)
+    list(train(again))
+    for name, start in weights(config).items():  # of the way that it went next to nothing is saved
+        torch.testing.assert_close(weights(again)[name], start)
+    encoder = ValueEncoder.from_pretrained(tmp_path / "again" / "value_encoder")
+    assert encoder.statements == ("bloody considered inappropriate", "gender equality")
+    for name, tensor in (state := load_file(first / "model.safetensors")).items():
+        state[name] = tensor + 1.0
+    save_file(state, first / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="another value_encoder"):
+        next(iter(train(again, resume=True)))
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(config, tmp_path):
     plain = [r["loss"] for r in train(config)]
     saving = [r["loss"] for r in train(replace(config, gradient_checkpointing=True, output=str(tmp_path / "saving")))]
@@ -337,6 +357,7 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
         ({"steps": 0}, "steps is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"caption_dropout": 1.0}, "caption_dropout"),
+        ({"value_encoder": "mine", "adapter": "lora"}, "a LoRA cannot go on from"),
         ({"prompt_swap": -0.1}, "prompt_swap is -0.1"),
         ({"data": ""}, "data is empty"),
     ],
