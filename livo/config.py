@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
@@ -50,7 +51,9 @@ class TrainingConfig:
     )
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
     prompt_swap: float = option(
-        0.0, "debias: share of pairs whose value encoder reads the prompt of another pair of the same statement and class"
+        0.0,
+        "share of pairs whose value encoder reads another prompt than the backbone: debias, that of another pair of the same statement and "
+        "class; detoxify, the one that the aligned image was made from",
     )
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
@@ -94,3 +97,11 @@ class TrainingConfig:
         for name in ("caption_dropout", "prompt_swap"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")
+
+    def changed(self, before: Mapping) -> list[str]:
+        """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default."""
+        return [f.name for f in fields(self) if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -48,7 +48,8 @@ class Sample:
     where: str
     principle: str | None = None
     direction: bool = False  # its value is a direction of the principle
-    kind: str = ""  # the class of a debias principle that it shows, where the data tell
+    kind: str = ""  # the class of a debias principle that it shows, and
+    made_from: str = ""  # the prompt that it was made from, where the data tell
 
 
 @dataclass
@@ -186,7 +187,7 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
     for name in ("prompt", "value", "file_name"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise PreferenceError(f"{where}: {name} is {row.get(name)!r}: give a text")
-    for name in ("scene", "principle", "class"):
+    for name in ("scene", "principle", "class", "image_prompt"):
         if not isinstance(row.get(name), (str, type(None))):
             raise PreferenceError(f"{where}: {name} is {row[name]!r}: give a text, or leave it out")
     texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle") if row.get(name)]
@@ -212,6 +213,7 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
         row.get("principle"),
         bool(row.get("direction")),
         row.get("class") or "",
+        row.get("image_prompt") or "",
     )
 
 

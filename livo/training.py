@@ -144,9 +144,9 @@ class Batches:
         self._alike: dict[tuple[str, str], list[int]] = defaultdict(list)  # winners by statement and class
         for winner, _ in self.pairs:
             self._alike[samples[winner].value, samples[winner].kind].append(winner)
-        if config.prompt_swap and not any(kind for _, kind in self._alike):
+        if config.prompt_swap and not any(samples[winner].kind or samples[winner].made_from for winner, _ in self.pairs):
             raise PreferenceError(
-                f"prompt_swap is {config.prompt_swap}, but no line of {config.data} has a class to swap within: make it 0"
+                f"prompt_swap is {config.prompt_swap}, but no line of {config.data} has a class or an image_prompt: make it 0"
             )
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
@@ -176,10 +176,17 @@ class Batches:
             yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
 
     def _swapped(self, winner: int, generator: torch.Generator) -> str | None:
-        """Now and then another pair's prompt: a token that must serve it too carries the class, not who is in the picture."""
-        if not torch.rand((), generator=generator) < self.config.prompt_swap or not self.samples[winner].kind:
+        """Now and then another prompt for the value encoder.
+
+        A direction's token that must serve another prompt of its class carries the class, and not who is in the picture or in what
+        mood. A risk's token that is made without the words for the risk depends on none, so it holds for words that were never seen.
+        """
+        sample = self.samples[winner]
+        if torch.rand((), generator=generator) >= self.config.prompt_swap:
             return None
-        alike = self._alike[self.samples[winner].value, self.samples[winner].kind]
+        if not sample.kind:
+            return sample.made_from or None
+        alike = self._alike[sample.value, sample.kind]
         return self.samples[alike[int(torch.randint(len(alike), (), generator=generator))]].prompt
 
     def _index(self, position: int) -> int:
@@ -443,9 +450,7 @@ def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{run} holds a run already: go on with --resume latest, or give another --output")
-    before, now = json.loads(file.read_text()), json.loads(json.dumps(asdict(config)))
-    changed = [key for key, value in now.items() if before.get(key) != value and key != "output"]
-    if changed:
+    if changed := [name for name in config.changed(json.loads(file.read_text())) if name != "output"]:
         raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
 
 

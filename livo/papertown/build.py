@@ -43,6 +43,7 @@ TRAINING = TrainingConfig(
     mixed_precision="bf16",
     freeze_embeddings=True,
 )
+SWAPPING = {"prompt_swap": 0.8, "steps": 600, "lr": 2e-4}  # a second run's, which goes on from the first
 SEEDS, STRETCH = (0, 1, 2), 1.15
 
 
@@ -122,13 +123,20 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) ->
 
 
 def _train_value_encoder(work: Path) -> None:
-    runs = [work / "training" / f"seed-{seed}" for seed in SEEDS]
-    for seed, run in zip(SEEDS, runs, strict=True):
-        config = replace(TRAINING, data=str(work / "preferences"), output=str(run), model=str(work / "backbone"), seed=seed)
-        records = train(config, resume=(run / "config.json").is_file())
-        follow_training(records, f"value encoder, seed {seed}", config.steps, ("loss", "accuracy", "winner_active", "loser_active"))
+    """Two runs a seed: in the second, tokens that work learn to do so for other prompts too. From the start that costs their effect."""
+    ends = []
+    for seed in SEEDS:
+        config = replace(TRAINING, data=str(work / "preferences"), model=str(work / "backbone"), seed=seed)
+        first = replace(config, output=str(work / "training" / f"seed-{seed}"))
+        start = f"{first.output}/value_encoder"
+        second = replace(config, output=f"{first.output}-swapping", value_encoder=start, **SWAPPING)
+        for number, run in enumerate((first, second), 1):
+            records = train(run, resume=Path(run.output, "config.json").is_file())
+            name = f"value encoder, seed {seed}, run {number} of 2"
+            follow_training(records, name, run.steps, ("loss", "accuracy", "winner_active", "loser_active"))
+        ends.append(Path(second.output))
     start = LiVOPipeline.from_pretrained(work / "backbone").text_encoder
-    _stage(work / "value_encoder", lambda folder: _mean_encoder(start, runs).save_pretrained(folder))
+    _stage(work / "value_encoder", lambda folder: _mean_encoder(start, ends).save_pretrained(folder))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,8 +72,7 @@ def trained(work: Path, name: str, config: TrainingConfig, source: Path) -> Path
     run = work / "runs" / name.replace(",", "").replace(" ", "-")
     config = replace(config, data=str(source), output=str(run), model="papertown")
     if (run / config.adapter).is_dir():
-        before = json.loads((run / config.adapter / "training.json").read_text())["config"]
-        if before != json.loads(json.dumps(asdict(config))):
+        if config.changed(json.loads((run / config.adapter / "training.json").read_text())["config"]):
             raise ValueError(f"{run} was trained otherwise: delete it, and it is trained anew")
     else:
         records = train(config, resume=(run / "config.json").is_file())
