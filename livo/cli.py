@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from livo import cli_evaluate
+from livo.config import TrainingConfig, add_options
 
 EXAMPLES = {
     "generate": 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png',
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "Train a value encoder or a LoRA on preference data.")
     sub.add_argument("--resume", choices=["latest"], help="go on from the newest checkpoint in --output")
-    _add_options(sub)
+    add_options(sub, TrainingConfig)
 
     sub = command("calibrate", _calibrate, "Measure what an encoder's directions draw, and save it with the encoder.")
     sub.add_argument(
@@ -150,22 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("what", choices=["grid"], help="grid: every career, place, risk and thing, as the renderer draws it")
     sub.add_argument("-o", "--output", type=Path, default=Path("papertown.png"))
     return parser
-
-
-def _add_options(sub: argparse.ArgumentParser) -> None:
-    """One flag for each option of TrainingConfig, read from its source so that `livo --help` need not import torch."""
-    from livo.config import TrainingConfig
-
-    for option in fields(TrainingConfig):
-        flag, default = f"--{option.name.replace('_', '-')}", option.default
-        about = option.metadata["help"] + ("" if default in ("", ()) else f" (default {default})")
-        about = about.replace("%", "%%")
-        if isinstance(default, bool):
-            sub.add_argument(flag, action="store_true", help=about)
-        elif isinstance(default, tuple):
-            sub.add_argument(flag, nargs="+", default=default, help=about)
-        else:
-            sub.add_argument(flag, type=type(default), default=default, choices=option.metadata.get("choices"), help=about)
 
 
 def _positive(text: str) -> int:
@@ -464,8 +449,6 @@ def _chosen(principles, ids):
 
 
 def _train(args) -> None:
-    from livo.config import TrainingConfig
-
     values = {option.name: getattr(args, option.name) for option in fields(TrainingConfig)}
     config = TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     from livo.progress import follow_training

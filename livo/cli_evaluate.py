@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from livo.papertown.budget import Budget, option
+from livo.config import add_options
+from livo.papertown.budget import Budget
 
 EXAMPLES = {
     "evaluate": "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation",
@@ -107,8 +108,7 @@ def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
         "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
     )
     sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
-    for amount in fields(Budget):
-        sub.add_argument(option(amount.name), type=positive, default=amount.default, help=amount.metadata["help"])
+    add_options(sub, Budget, positive)
 
 
 def benchmark(args) -> None:

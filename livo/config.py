@@ -1,8 +1,12 @@
-"""The options of a training run: the command line and config.json in the run folder are made from this one class."""
+"""The options of a training run: the command line and config.json in the run folder are made from this one class.
+
+`option`, `flag` and `add_options` do the same for any other class of options.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
@@ -12,6 +16,26 @@ ADAPTERS = ("value_encoder", "lora")
 
 def option(default, help: str, **more):
     return field(default=default, metadata={"help": help, **more})
+
+
+def flag(name: str) -> str:
+    """A field's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(parser: ArgumentParser, options: type, whole: Callable[[str], int] = int) -> None:
+    """One flag for each `option` of the class `options`; `whole` reads whole numbers."""
+    for each in fields(options):
+        default = each.default
+        about = each.metadata["help"] + ("" if default in ("", ()) else f" (default {default})")
+        about = about.replace("%", "%%")
+        if isinstance(default, bool):
+            parser.add_argument(flag(each.name), action="store_true", help=about)
+        elif isinstance(default, tuple):
+            parser.add_argument(flag(each.name), nargs="+", default=default, help=about)
+        else:
+            kind = whole if isinstance(default, int) else type(default)
+            parser.add_argument(flag(each.name), type=kind, default=default, choices=each.metadata.get("choices"), help=about)
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-def _amount(default: int, help: str) -> int:
-    return field(default=default, metadata={"help": f"{help} (default {default})"})
+from livo.config import flag, option
 
 
 @dataclass(frozen=True)
 class Budget:
     """How much is spent. The defaults are the report's."""
 
-    images: int = _amount(50, "images a prompt in the table")
-    tries: int = _amount(8, "images a training prompt when baselines are tuned, and in a round of UCE's loop")
-    rounds: int = _amount(12, "rounds of UCE's debias loop; its authors ran up to 30")
-    train_steps: int = _amount(800, "of Diffusion-DPO and PopAlign")
-    ablation_steps: int = _amount(300, "of Concept Ablation")
-    study_steps: int = _amount(400, "of each training run of the figures")
+    images: int = option(50, "images a prompt in the table")
+    tries: int = option(8, "images a training prompt when baselines are tuned, and in a round of UCE's loop")
+    rounds: int = option(12, "rounds of UCE's debias loop; its authors ran up to 30")
+    train_steps: int = option(800, "of Diffusion-DPO and PopAlign")
+    ablation_steps: int = option(300, "of Concept Ablation")
+    study_steps: int = option(400, "of each training run of the figures")
 
     def command(self) -> str:
-        return "livo benchmark papertown " + " ".join(f"{option(name)} {value}" for name, value in vars(self).items())
-
-
-def option(name: str) -> str:
-    """A field's name on the command line."""
-    return "--" + name.replace("_", "-")
+        return "livo benchmark papertown " + " ".join(f"{flag(name)} {value}" for name, value in vars(self).items())
