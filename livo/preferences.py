@@ -190,7 +190,7 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
     for name in ("scene", "principle", "class", "image_prompt"):
         if not isinstance(row.get(name), (str, type(None))):
             raise PreferenceError(f"{where}: {name} is {row[name]!r}: give a text, or leave it out")
-    texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle") if row.get(name)]
+    texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle", "image_prompt") if row.get(name)]
     if any("\0" in text or not _encodable(text) for text in texts):
         raise PreferenceError(f"{where}: a text holds a NUL or half a character; write it anew")
     if row.get("label") not in (0, 1):

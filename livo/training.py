@@ -138,7 +138,7 @@ class Batches:
     def __init__(self, config: TrainingConfig, samples: Sequence[Sample], latents: torch.Tensor, rank: int = 0, world: int = 1):
         self.config, self.samples, self.latents, self.rank, self.world = config, samples, latents, rank, world
         self.pairs = pairs(samples)
-        content = [[s.prompt, s.value, s.label, s.scene] for s in samples]
+        content = [[s.prompt, s.value, s.label, s.scene] + [s.kind, s.made_from] * bool(config.prompt_swap) for s in samples]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
         self._alike: dict[tuple[str, str], list[int]] = defaultdict(list)  # winners by statement and class
@@ -478,7 +478,7 @@ def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: S
     folder = run / adapter.name
     with replacing(folder) as temporary:
         adapter.save(temporary)
-        (temporary / "training.json").write_text(json.dumps({"config": asdict(config), **record}, indent=2) + "\n")
+        write_json(temporary / "training.json", {"config": asdict(config), **record})
         (temporary / "README.md").write_text(model_card(config, record, sorted({s.value for s in samples})), encoding="utf-8")
 
 

@@ -71,6 +71,8 @@ def test_one_manifest_with_scenes_is_read_as_well(tmp_path):
         (lambda f: edit(f, 1, principle=5), ("metadata.jsonl:1", "principle is 5")),
         (lambda f: edit(f, 1, file_name="a\0.png"), ("metadata.jsonl:1", "NUL")),
         (lambda f: edit(f, 1, prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
+        (lambda f: edit(f, 1, image_prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
+        (lambda f: edit(f, 1, **{"class": 3}), ("metadata.jsonl:1", "class is 3")),
         (lambda f: edit(f, 1, file_name="x" * 300 + ".png"), ("metadata.jsonl:1", "no name for a file")),
         (lambda f: (f / "metadata.jsonl").write_text(""), ("are empty",)),
         (lambda f: [edit(f, i, label=1) for i in (1, 3)], ("no violating image",)),

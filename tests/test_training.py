@@ -324,6 +324,9 @@ def test_a_swapped_prompt_is_of_the_same_statement_and_class_or_the_aligned_imag
         changed[kind].append(other != prompt)
     assert np.mean(changed[""]) == pytest.approx(0.6, abs=0.1)
     assert np.mean(changed["male"] + changed["female"]) == pytest.approx(0.4, abs=0.1)  # one in three finds itself
+    others = [replace(sample, made_from="") for sample in samples]  # what is swapped is part of what a run depends on
+    digests = [Batches(c, s, latents).digest for c in (swapping, config) for s in (samples, others)]
+    assert digests[0] != digests[1] and digests[2] == digests[3]
     with pytest.raises(PreferenceError, match="has a class or an image_prompt"):
         Batches(swapping, read(config.data), latents)
 

@@ -6,7 +6,6 @@ Everything lies below the work folder and is made once: a run that was killed go
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from livo import evaluation, metrics, report, results
 from livo.baselines import Baseline
 from livo.environment import versions
 from livo.evaluation import Method, Readings, Settings
-from livo.files import replacing
+from livo.files import replacing, write_json
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
@@ -253,9 +252,9 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
         "table": table,
     }
     everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [vars(study) for study in measured]}
-    for name, text in (("benchmark.json", json.dumps(everything, indent=1)), ("benchmark.md", "\n".join(lines))):
-        with replacing(docs / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(docs / "benchmark.json", everything)
+    with replacing(docs / "benchmark.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     plots.trade_offs(table, measured, OURS, docs / "benchmark_trade_off.png")
     plots.lines(measured, "convergence", "training steps", docs / "benchmark_convergence.png")
     plots.lines(measured, "data", "pairs of preference data", docs / "benchmark_data.png")
