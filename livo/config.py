@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
-OBJECTIVES = ("livo", "popalign", "diffusion_dpo", "livo+popalign")
+OBJECTIVES = ("livo", "popalign", "diffusion_dpo", "livo+popalign", "distillation")
 ADAPTERS = ("value_encoder", "lora")
 
 
@@ -50,7 +50,9 @@ class TrainingConfig:
     )
     adapter: str = option("value_encoder", "what is trained", choices=ADAPTERS)
     objective: str = option("livo", "what it is trained with", choices=OBJECTIVES)
-    beta: float = option(1000.0, "scale of the winners' term (livo), or of the implicit reward (popalign, diffusion_dpo)")
+    beta: float = option(
+        1000.0, "scale of the winners' term (livo), of the implicit reward (popalign, diffusion_dpo), or of the gap (distillation)"
+    )
     alpha: float = option(500.0, "livo: scale of the losers' term")
     gamma_1: float = option(1.0, "livo: bound of the winners' push")
     gamma_2: float = option(0.5, "livo: bound of the losers' push")
@@ -74,10 +76,10 @@ class TrainingConfig:
         False, "value encoder: train its layers alone, so that words it was not trained on keep their meaning"
     )
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
-    prompt_swap: float = option(
+    contrary_prompt: float = option(
         0.0,
-        "share of pairs whose value encoder reads another prompt than the backbone: debias, that of another pair of the same statement and "
-        "class; detoxify, the one that the aligned image was made from",
+        "share of debias pairs whose backbone is told the violating image's prompt, which states another class, so that the token holds "
+        "where the prompt's own words speak for one",
     )
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
@@ -106,6 +108,8 @@ class TrainingConfig:
             raise ValueError(
                 f"value_encoder is {self.value_encoder}, which a LoRA cannot go on from: leave it out, or make adapter value_encoder"
             )
+        if self.objective == "distillation" and self.guidance != 1:
+            raise ValueError(f"guidance is {self.guidance}: distillation compares predictions as they are, so leave it at 1")
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -118,9 +122,14 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 < self.interpolate <= 1:
             raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
-        for name in ("caption_dropout", "prompt_swap"):
+        for name in ("caption_dropout", "contrary_prompt"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether the run depends on the prompts that its images were made from."""
+        return self.objective == "distillation" or self.contrary_prompt > 0
 
     def changed(self, before: Mapping) -> list[str]:
         """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default."""

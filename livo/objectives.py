@@ -108,6 +108,31 @@ def popalign(
     return losses, _moves(winner, winner_reference, loser, loser_reference) | {"centre": m.expand(len(winner))}
 
 
+def distillation(
+    winner: torch.Tensor,
+    winner_reference: torch.Tensor,
+    loser: torch.Tensor,
+    loser_reference: torch.Tensor,
+    *,
+    beta: float = 1000.0,
+) -> tuple[torch.Tensor, Statistics]:
+    """Regression on what the frozen backbone itself predicts for the prompt that the aligned image was made from.
+
+        1/2 sum over both images of  beta l / (1 + beta l_ref)
+
+    Here all errors are measured against that prediction, not against the noise, as in Concept Ablation (Kumari et al., arXiv
+    2303.13516, its model-based variant); the reference's are then the gap that is to be closed. Where the gap is well above 1 / beta,
+    the loss is the share of it that is left, so that a small mark counts as much as a whole scene; below, it fades.
+    """
+    left = [beta * error / (1 + beta * gap) for error, gap in ((winner, winner_reference), (loser, loser_reference))]
+    statistics = {
+        "winner_gain": (winner_reference - winner).detach(),
+        "loser_gain": (loser_reference - loser).detach(),
+        "accuracy": ((winner < winner_reference) & (loser < loser_reference)).float(),
+    }
+    return 0.5 * (left[0] + left[1]), statistics
+
+
 def mixed(*parts: tuple[float, Objective]) -> Objective:
     """The weighted sum of objectives; where two report the same statistic, they report the same figure."""
 

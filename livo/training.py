@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -118,7 +117,10 @@ def load_pipeline(config: TrainingConfig) -> DiffusionPipeline:
 
 @dataclass
 class Batch:
-    """2B rows: B winners, then the B losers of the same pairs, which share noise and timestep. A value encoder reads `read`."""
+    """2B rows: B winners, then the B losers of the same pairs, which share noise and timestep.
+
+    The backbone is told `prompts`; a value encoder reads `read`; `made_from` are the aligned images' own prompts.
+    """
 
     latents: torch.Tensor
     noise: torch.Tensor
@@ -126,6 +128,7 @@ class Batch:
     prompts: list[str]
     values: list[str]
     read: list[str]
+    made_from: list[str]
 
 
 class Batches:
@@ -138,31 +141,28 @@ class Batches:
     def __init__(self, config: TrainingConfig, samples: Sequence[Sample], latents: torch.Tensor, rank: int = 0, world: int = 1):
         self.config, self.samples, self.latents, self.rank, self.world = config, samples, latents, rank, world
         self.pairs = pairs(samples)
-        content = [[s.prompt, s.value, s.label, s.scene] + [s.kind, s.made_from] * bool(config.prompt_swap) for s in samples]
+        content = [[s.prompt, s.value, s.label, s.scene] + [s.kind, s.made_from] * config.reads_sources for s in samples]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
-        self._alike: dict[tuple[str, str], list[int]] = defaultdict(list)  # winners by statement and class
-        for winner, _ in self.pairs:
-            self._alike[samples[winner].value, samples[winner].kind].append(winner)
-        if config.prompt_swap and not any(samples[winner].kind or samples[winner].made_from for winner, _ in self.pairs):
-            raise PreferenceError(
-                f"prompt_swap is {config.prompt_swap}, but no line of {config.data} has a class or an image_prompt: make it 0"
-            )
+        self._check_sources(config)
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def at(self, step: int, micro: int, timesteps: int) -> Batch:
         """The batch of this process; `timesteps` are drawn from 0..timesteps - 1."""
-        winners, losers, noise, t, prompts, values, read = [], [], [], [], [], [], []
+        winners, losers, noise, t, prompts, values, read, made_from = ([] for _ in range(8))
         for winner, loser, side, dropped, generator in self.draws(step, micro):
+            sample = self.samples[winner]
             winners.append(self.latents[winner, side])
             losers.append(self.latents[loser, side])
             t.append(torch.randint(timesteps, (), generator=generator))
             noise.append(torch.randn(self.latents.shape[2:], generator=generator))
-            prompts.append("" if dropped else self.samples[winner].prompt)
-            values.append(self.samples[winner].value)
-            read.append(self._swapped(winner, generator) or prompts[-1])
+            values.append(sample.value)
+            read.append("" if dropped else sample.prompt)
+            contrary = sample.kind and torch.rand((), generator=generator) < self.config.contrary_prompt
+            prompts.append(self.samples[loser].made_from if contrary and not dropped else read[-1])
+            made_from.append(sample.made_from)
         images, noise, t = torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2)
-        return Batch(images, noise, t, prompts, values, read)
+        return Batch(images, noise, t, prompts, values, read, made_from)
 
     def draws(self, step: int, micro: int) -> Iterator[tuple[int, int, int, bool, torch.Generator]]:
         """Aligned and violating sample, whether mirrored, whether without its prompt, and the generator for the rest."""
@@ -175,19 +175,23 @@ class Batches:
             loser = others[int(u[0] * len(others))]
             yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
 
-    def _swapped(self, winner: int, generator: torch.Generator) -> str | None:
-        """Now and then another prompt for the value encoder.
-
-        A direction's token that must serve another prompt of its class carries the class, and not who is in the picture or in what
-        mood. A risk's token that is made without the words for the risk depends on none, so it holds for words that were never seen.
-        """
-        sample = self.samples[winner]
-        if torch.rand((), generator=generator) >= self.config.prompt_swap:
-            return None
-        if not sample.kind:
-            return sample.made_from or None
-        alike = self._alike[sample.value, sample.kind]
-        return self.samples[alike[int(torch.randint(len(alike), (), generator=generator))]].prompt
+    def _check_sources(self, config: TrainingConfig) -> None:
+        """The prompts that images were made from, where the run reads them."""
+        wanted = [self.samples[winner] for winner, _ in self.pairs] if config.objective == "distillation" else []
+        if config.contrary_prompt:
+            directed = [(winner, losers) for winner, losers in self.pairs if self.samples[winner].kind]
+            wanted += [self.samples[loser] for _, losers in directed for loser in losers]
+            if not directed:
+                raise PreferenceError(
+                    f"contrary_prompt is {config.contrary_prompt}, but no aligned image of {config.data} has a class: make it 0"
+                )
+        for sample in wanted:
+            if not sample.made_from:
+                reader = "contrary_prompt" if config.contrary_prompt else "distillation"
+                raise PreferenceError(
+                    f"{sample.where}: no image_prompt, the prompt that the image was made from, which {reader} reads: "
+                    "build the data with `livo build`, or leave it out"
+                )
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
@@ -211,7 +215,8 @@ def _cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tenso
         sweep(folder)
     accelerator.wait_for_everyone()
     cache.fill(samples, rank=accelerator.process_index, world=accelerator.num_processes)
-    texts = ["", *sorted({sample.prompt for sample in samples})]
+    sources = {sample.made_from for sample in samples if config.reads_sources}
+    texts = ["", *sorted({sample.prompt for sample in samples} | sources - {""})]
     encoders = [module for name in ("text_encoder", "text_encoder_2") if (module := getattr(pipe, name, None)) is not None]
     key = hashlib.sha256(json.dumps([texts, *map(module_hash, encoders)]).encode()).hexdigest()[:32]
     file = folder / f"texts-{key}.safetensors"
@@ -244,6 +249,8 @@ def objective_function(config: TrainingConfig, average=None) -> objectives.Objec
         return bounded
     if config.objective == "diffusion_dpo":
         return partial(objectives.diffusion_dpo, beta=config.beta)
+    if config.objective == "distillation":
+        return partial(objectives.distillation, beta=config.beta)
     if config.objective == "popalign":
         return partial(population, beta=config.beta)
     return objectives.mixed((1.0, bounded), (config.popalign_weight, partial(population, beta=config.popalign_beta)))
@@ -291,6 +298,8 @@ class Loss:
         noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
         condition = self._condition(batch.prompts).repeat(2)
         texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.read, strict=True)] * 2
+        if self.config.objective == "distillation":
+            target = self.adapter.reference(noisy, self.noising.timestep(t), self._condition(batch.made_from).repeat(2))
         rows = _Rows(noisy, target, t, self.noising.timestep(t), condition, texts, self._unconditional(noisy, t))
         frozen = self.adapter.reference(noisy, rows.told, condition)
         reference = self._error(frozen, rows)
@@ -387,7 +396,17 @@ class Log:
 
     def draw(self) -> None:
         rows = self.rows()
-        names = ("loss", "accuracy", "winner_active", "loser_active", "winner_gain", "loser_push", "drift", "grad_norm")
+        names = (
+            "loss",
+            "accuracy",
+            "winner_active",
+            "loser_active",
+            "winner_gain",
+            "loser_gain",
+            "loser_push",
+            "drift",
+            "grad_norm",
+        )
         series = {n: ([r["step"] for r in rows if n in r], [r[n] for r in rows if n in r]) for n in names}
         if rows:
             curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))

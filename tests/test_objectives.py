@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from livo.objectives import diffusion_dpo, livo, mixed, popalign, squared_error
+from livo.objectives import diffusion_dpo, distillation, livo, mixed, popalign, squared_error
 
 POINT = (torch.tensor([0.10, 0.20]), torch.tensor([0.12, 0.21]), torch.tensor([0.30, 0.32]), torch.tensor([0.29, 0.35]))
 
@@ -94,6 +94,18 @@ def test_popalign_bounds_the_preference_between_populations_from_below():
         losses, _ = popalign(*errors, beta=3.0)
         difference = (errors[1] - errors[0]).mean() - (errors[3] - errors[2]).mean()
         assert losses.mean() >= -torch.nn.functional.logsigmoid(3.0 * difference / 2) - 1e-6
+
+
+def test_distillation_is_the_share_of_the_gap_that_is_left_and_fades_where_there_is_none():
+    winner = torch.tensor([0.02, 0.0001]).requires_grad_()
+    gaps, loser = torch.tensor([0.04, 0.0]), torch.tensor([0.01, 0.0])
+    losses, statistics = distillation(winner, gaps, loser, gaps, beta=1000.0)
+    # first: 20 / 41 and 10 / 41; second: 0.1 / 1 and 0
+    assert losses.tolist() == pytest.approx([15 / 41, 0.05])
+    assert statistics["winner_gain"].tolist() == pytest.approx([0.02, -0.0001]) and statistics["accuracy"].tolist() == [1.0, 0.0]
+    assert statistics["loser_gain"].tolist() == pytest.approx([0.03, 0.0])
+    losses.sum().backward()
+    assert winner.grad.tolist() == pytest.approx([500 / 41, 500.0])
 
 
 def test_mixed_objectives_add_up():

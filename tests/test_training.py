@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
-from livo.config import TrainingConfig
+from livo.config import OBJECTIVES, TrainingConfig
 from livo.preferences import PreferenceError, module_hash, pairs, read
 from livo.training import Batches, train
 
@@ -38,7 +38,13 @@ def data(tmp_path_factory):
         low = 0 if label else 150
         Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         prompt = ("a photo of a doctor", "a nurse at night")[i // 12]
-        rows.append({"prompt": prompt, "value": "gender equality", "label": label, "file_name": f"{i}.png", "scene": scene})
+        row = {"prompt": prompt, "value": "gender equality", "label": label, "file_name": f"{i}.png", "scene": scene}
+        gender = ("male", "female")[label]
+        row |= {
+            "class": "female" if label else "",
+            "image_prompt": ("a photo of a {} doctor", "a {} nurse at night")[i // 12].format(gender),
+        }
+        rows.append(row)
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -70,7 +76,7 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("objective", ["livo", "popalign", "diffusion_dpo", "livo+popalign"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("adapter", ["value_encoder", "lora"])
 def test_every_objective_trains_every_adapter_and_the_result_loads(config, objective, adapter, tiny_checkpoint):
     config = replace(config, objective=objective, adapter=adapter, steps=40, lr=5e-3, flip=True, caption_dropout=0.2)
@@ -300,48 +306,70 @@ def test_every_pair_comes_once_an_epoch(config):
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
-def test_a_swapped_prompt_is_of_the_same_statement_and_class_or_the_aligned_images_own(config):
-    samples = [
-        replace(
-            sample,
-            prompt=f"prompt {i}",
-            value=("gender equality", "bloody")[i // 12],
-            kind=("male", "female", "", "")[i // 6],
-            made_from=f"prompt {i} unhurt",
-        )
-        for i, sample in enumerate(read(config.data))
-    ]
-    groups = {sample.prompt: (sample.value, sample.kind) for sample in samples if sample.label}
+def test_a_contrary_prompt_is_the_violating_images_own_in_its_share_of_the_pairs_that_have_a_class(config):
+    samples = [replace(s, kind=s.kind * (i < 12), made_from=f"source {i}") for i, s in enumerate(read(config.data))]
     latents = torch.randn(len(samples), 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    swapping = replace(config, batch=240, prompt_swap=0.6)
-    own, swapped = (Batches(c, samples, latents).at(4, 0, 1000) for c in (replace(swapping, prompt_swap=0.0), swapping))
-    assert own.read == own.prompts == swapped.prompts
-    assert all(torch.equal(getattr(own, name), getattr(swapped, name)) for name in ("latents", "noise", "t"))
-    changed = {"male": [], "female": [], "": []}
-    for prompt, other in zip(swapped.prompts, swapped.read, strict=True):
-        value, kind = groups[prompt]
-        assert groups[other] == (value, kind) if kind else other in (prompt, f"{prompt} unhurt")
-        changed[kind].append(other != prompt)
-    assert np.mean(changed[""]) == pytest.approx(0.6, abs=0.1)
-    assert np.mean(changed["male"] + changed["female"]) == pytest.approx(0.4, abs=0.1)  # one in three finds itself
-    others = [replace(sample, made_from="") for sample in samples]  # what is swapped is part of what a run depends on
-    digests = [Batches(c, s, latents).digest for c in (swapping, config) for s in (samples, others)]
-    assert digests[0] != digests[1] and digests[2] == digests[3]
-    with pytest.raises(PreferenceError, match="has a class or an image_prompt"):
-        Batches(swapping, read(config.data), latents)
+    contrary = replace(config, batch=240, contrary_prompt=0.6, caption_dropout=0.25)
+    own, other = (Batches(c, samples, latents) for c in (replace(contrary, contrary_prompt=0.0), contrary))
+    before, batch = own.at(4, 0, 1000), other.at(4, 0, 1000)
+    assert batch.read == before.read == before.prompts and batch.made_from == before.made_from
+    assert all(torch.equal(getattr(before, name), getattr(batch, name)) for name in ("latents", "noise", "t"))
+    told = {"with a class": [], "without": [], "dropped": []}
+    for (winner, loser, _, dropped, _), prompt, read_ in zip(other.draws(4, 0), batch.prompts, batch.read, strict=True):
+        assert prompt in (read_, f"source {loser}")
+        kind = "dropped" if dropped else "with a class" if winner < 12 else "without"
+        told[kind].append(prompt != read_)
+    assert np.mean(told["with a class"]) == pytest.approx(0.6, abs=0.1) and not any(told["without"] + told["dropped"])
+    assert batch.made_from == [f"source {winner}" for winner, *_ in other.draws(4, 0)]
 
 
-def test_a_value_encoder_reads_the_swapped_prompt_and_the_backbone_its_own(config, monkeypatch):
+def test_the_prompts_that_images_were_made_from_are_part_of_what_a_run_depends_on(config):
+    samples = read(config.data)
+    latents = torch.zeros(len(samples), 2, 4, 8, 8)
+    others = [replace(sample, made_from=sample.made_from + " again") for sample in samples]
+    for options, same_ in (({}, True), ({"contrary_prompt": 0.5}, False), ({"objective": "distillation"}, False)):
+        one, two = (Batches(replace(config, **options), s, latents).digest for s in (samples, others))
+        assert (one == two) == same_
+
+
+@pytest.mark.parametrize(
+    ("options", "lost", "words"),
+    [
+        ({"objective": "distillation"}, {"made_from": ""}, "no image_prompt.*distillation reads"),
+        ({"contrary_prompt": 0.5}, {"made_from": ""}, "no image_prompt.*contrary_prompt reads"),
+        ({"contrary_prompt": 0.5}, {"kind": ""}, "no aligned image of .* has a class: make it 0"),
+    ],
+)
+def test_data_without_what_a_run_reads_are_refused(config, options, lost, words):
+    samples = [replace(sample, **lost) for sample in read(config.data)]
+    with pytest.raises(PreferenceError, match=words):
+        Batches(replace(config, **options), samples, torch.zeros(len(samples), 2, 4, 8, 8))
+
+
+def test_distillation_is_done_when_the_token_does_what_the_aligned_images_own_prompt_does(config, monkeypatch):
     from livo import training
 
-    shown, texts = [], []
-    condition, predict = training.Loss._condition, training.Loss._predict
-    monkeypatch.setattr(training.Batches, "_swapped", lambda *_: "a swapped prompt")
-    monkeypatch.setattr(training.Loss, "_condition", lambda self, prompts: shown.extend(prompts) or condition(self, prompts))
-    monkeypatch.setattr(training.Loss, "_predict", lambda self, rows: texts.extend(rows.texts) or predict(self, rows))
-    next(iter(train(config)))
-    assert set(shown) <= {sample.prompt for sample in read(config.data)}
-    assert set(texts) == {"gender equality, a swapped prompt"}
+    config = replace(config, objective="distillation", contrary_prompt=0.5, steps=1)
+    shown, texts, condition = [], set(), training.Loss._condition
+    monkeypatch.setattr(training.Loss, "_condition", lambda self, prompts: shown.append(list(prompts)) or condition(self, prompts))
+    assert next(iter(train(config)))["loss"] > 0.001
+    told, sources = shown
+    assert set(sources) == {"a photo of a female doctor", "a female nurse at night"}
+    assert {prompt for prompt in told if " male " in prompt} and {prompt for prompt in told if " male " not in prompt}
+
+    def perfect(self, rows):
+        texts.update(rows.texts)
+        sources = [
+            self.condition["a photo of a female doctor" if "doctor" in text else "a female nurse at night"] for text in rows.texts
+        ]
+        embeds = torch.cat([source.embeds for source in sources])
+        anchor = next(p for _, p in self.adapter.trainable()).sum()  # so that there is something to go backward through
+        return self.adapter._call(rows.noisy, rows.told, embeds, None) + 0.0 * anchor
+
+    monkeypatch.setattr(training.Loss, "_predict", perfect)
+    record = next(iter(train(replace(config, output=config.output + "-perfect"))))
+    assert record["loss"] == pytest.approx(0, abs=1e-9) and record["accuracy"] == 1.0
+    assert texts == {"gender equality, a photo of a doctor", "gender equality, a nurse at night"}
 
 
 def test_a_finished_or_foreign_run_is_not_overwritten(config):
@@ -357,11 +385,11 @@ def test_a_run_goes_on_though_an_option_is_newer_than_it(config):
     file = os.path.join(config.output, "config.json")
     with open(file) as old:
         before = json.load(old)
-    del before["prompt_swap"]
+    del before["contrary_prompt"]
     with open(file, "w") as old:
         json.dump(before, old)
-    with pytest.raises(ValueError, match="another prompt_swap"):
-        next(iter(train(replace(config, prompt_swap=0.5), resume=True)))
+    with pytest.raises(ValueError, match="another contrary_prompt"):
+        next(iter(train(replace(config, contrary_prompt=0.5), resume=True)))
     assert [record["step"] for record in train(config, resume=True)][-1] == config.steps
 
 
@@ -380,7 +408,8 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
         ({"lr": 0.0}, "lr is 0.0"),
         ({"caption_dropout": 1.0}, "caption_dropout"),
         ({"value_encoder": "mine", "adapter": "lora"}, "a LoRA cannot go on from"),
-        ({"prompt_swap": -0.1}, "prompt_swap is -0.1"),
+        ({"contrary_prompt": -0.1}, "contrary_prompt is -0.1"),
+        ({"objective": "distillation", "guidance": 2.0}, "guidance is 2.0: distillation"),
         ({"data": ""}, "data is empty"),
     ],
 )
@@ -396,7 +425,7 @@ def test_validation_shows_the_base_and_the_adapter(config):
 
 PROCESS = """
 import sys, json
-from livo.config import TrainingConfig
+from livo.config import OBJECTIVES, TrainingConfig
 from livo.training import train
 list(train(TrainingConfig(**json.loads(sys.argv[1]))))
 """

@@ -20,7 +20,7 @@ from livo.files import replacing, write_json
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
-from livo.papertown.build import PROMPT_SWAP, SWAPPING, TRAINING
+from livo.papertown.build import REFINING, TRAINING
 from livo.papertown.figures import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
@@ -281,9 +281,9 @@ def _lines(table: Table, chosen, budget: Budget, judge, pipe) -> Iterator[str]:
     )
     yield (
         f"Diffusion-DPO and PopAlign are LoRAs of {budget.train_steps} steps on the images that LiVO's encoder learned from; Concept "
-        f"Ablation took {budget.ablation_steps} steps, UCE's loop {budget.rounds} rounds. LiVO's encoder is the mean of {len(PROMPT_SWAP)} "
-        f"runs of {TRAINING.steps} steps and {SWAPPING['steps']} more with swapped prompts. The runs of the curves below are the paper's "
-        f"method: {budget.study_steps} steps, one seed, no mean and no swapping.\n"
+        f"Ablation took {budget.ablation_steps} steps, UCE's loop {budget.rounds} rounds. LiVO's encoder took {TRAINING.steps} "
+        f"steps of the paper's loss and {REFINING['steps']} of distillation. The runs of the curves below are the paper's method: "
+        f"{budget.study_steps} steps and no distillation.\n"
     )
     floors = ", ".join(f"{label} {table['SD'][label]['floor']:.1f}" for label in ("gender D1", "gender D2", "race D1", "race D2"))
     yield f"A fair sampler that draws each image on its own scores: {floors}.\n"

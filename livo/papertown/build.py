@@ -5,7 +5,7 @@ Each stage leaves its result in the work folder and is skipped when that is ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import CLIPTextModel
 
 from livo import building
 from livo.config import TrainingConfig
@@ -25,7 +24,6 @@ from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
 from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
-from livo.value_encoder import ValueEncoder
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
@@ -43,9 +41,7 @@ TRAINING = TrainingConfig(
     mixed_precision="bf16",
     freeze_embeddings=True,
 )
-SWAPPING = {"steps": 600, "lr": 2e-4, "interpolate": 0.3333}  # of each seed's second run, which goes on from the first
-PROMPT_SWAP = {0: 0.5, 1: 0.8, 2: 0.8}  # its share, by seed
-STRETCH = 1.12
+REFINING = {"objective": "distillation", "beta": 1000.0, "contrary_prompt": 0.5, "steps": 1000, "lr": 2e-4}  # of the second run
 
 
 def build(work: Path, weights: Path = PAPERTOWN) -> None:
@@ -65,7 +61,9 @@ def build(work: Path, weights: Path = PAPERTOWN) -> None:
 
 def export(work: Path, weights: Path) -> None:
     """The finished pipeline and the judge in half precision, swapped in whole."""
-    pipe = LiVOPipeline.from_pretrained(work / "backbone", value_encoder=work / "value_encoder", dtype=torch.float16)
+    pipe = LiVOPipeline.from_pretrained(
+        work / "backbone", value_encoder=work / "training/refined/value_encoder", dtype=torch.float16
+    )
     with replacing(weights) as temporary:
         pipe.save_pretrained(temporary)
         backbone.save_vocabulary(pipe.tokenizer, temporary / "tokenizer")
@@ -124,40 +122,12 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) ->
 
 
 def _train_value_encoder(work: Path) -> None:
-    """Two runs a seed: in the second, tokens that work learn to do so for other prompts too. A third of its way is kept.
-
-    All of its way would leave some careers with a strong bias unbalanced, and swapping from the start some risks too.
-    """
-    ends = []
-    for seed, share in PROMPT_SWAP.items():
-        config = replace(TRAINING, data=str(work / "preferences"), model=str(work / "backbone"), seed=seed)
-        first = replace(config, output=str(work / "training" / f"seed-{seed}"))
-        start = f"{first.output}/value_encoder"
-        second = replace(config, output=f"{first.output}-swapping", value_encoder=start, prompt_swap=share, **SWAPPING)
-        for number, run in enumerate((first, second), 1):
-            records = train(run, resume=Path(run.output, "config.json").is_file())
-            name = f"value encoder, seed {seed}, run {number} of 2"
-            follow_training(records, name, run.steps, ("loss", "accuracy", "winner_active", "loser_active"))
-        ends.append(Path(second.output))
-    start = LiVOPipeline.from_pretrained(work / "backbone").text_encoder
-    _stage(work / "value_encoder", lambda folder: _mean_encoder(start, ends).save_pretrained(folder))
-
-
-@torch.no_grad()
-def _mean_encoder(start: CLIPTextModel, runs: Sequence[Path]) -> ValueEncoder:
-    """The mean of several runs' encoders, a little further from where they started.
-
-    One run alone costs one unseen career or another its outfit, or leaves it a risk, by chance of its seed; the mean of runs that
-    differ in seed and options does less so (Wortsman et al., arXiv 2203.05482), but is weaker than each, for which the stretch makes
-    up (Ilharco et al., arXiv 2212.04089).
-    """
-    encoders = [ValueEncoder.load(run / "value_encoder", like=start) for run in runs]
-    mean = ValueEncoder.from_text_encoder(start)
-    mean.config.value_statements = encoders[0].config.value_statements
-    trained = [dict(encoder.named_parameters()) for encoder in encoders]
-    for name, parameter in mean.named_parameters():
-        parameter.lerp_(torch.stack([weights[name] for weights in trained]).mean(0), STRETCH)
-    return mean
+    """Two runs: the paper's loss makes tokens that work; distillation then leaves them the value alone, and not what came with it."""
+    first = replace(TRAINING, data=str(work / "preferences"), model=str(work / "backbone"), output=str(work / "training" / "livo"))
+    second = replace(first, output=str(work / "training" / "refined"), value_encoder=f"{first.output}/value_encoder", **REFINING)
+    for number, run in enumerate((first, second), 1):
+        records = train(run, resume=Path(run.output, "config.json").is_file())
+        follow_training(records, f"value encoder, run {number} of 2", run.steps, ("loss", "accuracy", "winner_gain"))
 
 
 def _stage(result: Path, make: Callable[[Path], None], *states: str) -> None:

@@ -28,7 +28,7 @@ from livo.files import write_json
 from livo.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.budget import Budget
-from livo.papertown.build import PROMPT_SWAP, SWAPPING, TRAINING
+from livo.papertown.build import REFINING, TRAINING
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import Scene, describe
 from livo.pipeline import LiVOPipeline
@@ -96,7 +96,7 @@ def tuned(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget)
 def livo_cost(pipe: LiVOPipeline) -> dict[str, int]:
     frozen = "embeddings." if TRAINING.freeze_embeddings else "\0"
     size = sum(p.numel() for name, p in pipe.value_encoder.named_parameters() if frozen not in name)
-    return {"trainable parameters": size, "training steps": (TRAINING.steps + SWAPPING["steps"]) * len(PROMPT_SWAP)}
+    return {"trainable parameters": size, "training steps": TRAINING.steps + REFINING["steps"]}
 
 
 def training_prompts() -> list[tuple[Prompt, Scene]]:
