@@ -177,21 +177,21 @@ class Batches:
 
     def _check_sources(self, config: TrainingConfig) -> None:
         """The prompts that images were made from, where the run reads them."""
-        wanted = [self.samples[winner] for winner, _ in self.pairs] if config.objective == "distillation" else []
+        readers = {"distillation": [self.samples[winner] for winner, _ in self.pairs] * (config.objective == "distillation")}
         if config.contrary_prompt:
-            directed = [(winner, losers) for winner, losers in self.pairs if self.samples[winner].kind]
-            wanted += [self.samples[loser] for _, losers in directed for loser in losers]
+            directed = [losers for winner, losers in self.pairs if self.samples[winner].kind]
             if not directed:
                 raise PreferenceError(
                     f"contrary_prompt is {config.contrary_prompt}, but no aligned image of {config.data} has a class: make it 0"
                 )
-        for sample in wanted:
-            if not sample.made_from:
-                reader = "contrary_prompt" if config.contrary_prompt else "distillation"
-                raise PreferenceError(
-                    f"{sample.where}: no image_prompt, the prompt that the image was made from, which {reader} reads: "
-                    "build the data with `livo build`, or leave it out"
-                )
+            readers["contrary_prompt"] = [self.samples[loser] for losers in directed for loser in losers]
+        for reader, wanted in readers.items():
+            for sample in wanted:
+                if not sample.made_from:
+                    raise PreferenceError(
+                        f"{sample.where}: no image_prompt, the prompt that the image was made from, which {reader} reads: "
+                        "build the data with `livo build`, or leave it out"
+                    )
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
@@ -298,10 +298,11 @@ class Loss:
         noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
         condition = self._condition(batch.prompts).repeat(2)
         texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.read, strict=True)] * 2
+        told = self.noising.timestep(t)
         if self.config.objective == "distillation":
-            target = self.adapter.reference(noisy, self.noising.timestep(t), self._condition(batch.made_from).repeat(2))
-        rows = _Rows(noisy, target, t, self.noising.timestep(t), condition, texts, self._unconditional(noisy, t))
-        frozen = self.adapter.reference(noisy, rows.told, condition)
+            target = self.adapter.reference(noisy, told, self._condition(batch.made_from).repeat(2))
+        rows = _Rows(noisy, target, t, told, condition, texts, self._unconditional(noisy, told))
+        frozen = self.adapter.reference(noisy, told, condition)
         reference = self._error(frozen, rows)
         look = step % self.config.save_every % _LOOK == 0
         if self.config.objective == "livo" and (self.idle or look):
@@ -336,11 +337,11 @@ class Loss:
         weight = self.noising.min_snr(rows.t, self.config.min_snr) if self.config.min_snr else 1.0
         return weight * squared_error(predicted, rows.target)
 
-    def _unconditional(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor | None:
+    def _unconditional(self, noisy: torch.Tensor, told: torch.Tensor) -> torch.Tensor | None:
         if self.config.guidance == 1:
             return None
         empty = self._condition([""]).repeat(len(noisy))
-        return self.adapter.reference(noisy, self.noising.timestep(t), empty).float()
+        return self.adapter.reference(noisy, told, empty).float()
 
     def _condition(self, prompts: Sequence[str]) -> Condition:
         rows = [self.condition[prompt] for prompt in prompts]

@@ -337,6 +337,7 @@ def test_the_prompts_that_images_were_made_from_are_part_of_what_a_run_depends_o
     [
         ({"objective": "distillation"}, {"made_from": ""}, "no image_prompt.*distillation reads"),
         ({"contrary_prompt": 0.5}, {"made_from": ""}, "no image_prompt.*contrary_prompt reads"),
+        ({"contrary_prompt": 0.5, "objective": "distillation"}, {"made_from": ""}, "no image_prompt.*distillation reads"),
         ({"contrary_prompt": 0.5}, {"kind": ""}, "no aligned image of .* has a class: make it 0"),
     ],
 )
