@@ -14,6 +14,7 @@ from livo.files import replacing, write_json
 
 _BATCH = 1024
 _EVIDENCE_SCALE = 3.0  # a word that is there says more than a coordinate of an embedding
+_HIDDEN = 64
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Reading:
 
     Attributes:
         sentences: (N, width) unit vectors, float32.
-        tokens: (M, width) contextual vectors of all tokens, those of prompt i at offsets[i]:offsets[i + 1]; None where the
-            embedding model gives none.
+        tokens: (M, token width) contextual vectors of all tokens, those of prompt i at offsets[i]:offsets[i + 1]: unit vectors of
+            the embedding model's last layer and of the one half way up, side by side; None where the model gives none.
         offsets: (N + 1,).
         evidence: (N, features) word evidence.
     """
@@ -48,11 +49,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class FacetHeads:
-    """Logistic regression on the sentence vector, the word evidence, and the strongest response of each of a few token
-    detectors; then Platt scaling, fitted on predictions for wording families that a head had not seen.
+    """Logistic regression on the sentence vector, the word evidence, the strongest response of each of a few token detectors, and
+    a small hidden layer of responses and evidence together; then Platt scaling, fitted on predictions for wording families that a
+    head had not seen.
 
-    `arrays`: sentence (width, F), evidence (features, F), detectors (width, K) and responses (K, F) or neither, bias, slope and
-    offset (F,), probe (width,): the embedding model's vector of `PROBE`, by which a different model is recognised.
+    `arrays`: sentence (width, F), evidence (features, F), bias, slope and offset (F,), probe (width,): the embedding model's vector
+    of `PROBE`, by which a different model is recognised. All or none of detectors (token width, K), responses (K, F),
+    hidden (K + features, H), hidden_bias (H,) and outputs (H, F).
     """
 
     names: tuple[str, ...]
@@ -65,18 +68,22 @@ class FacetHeads:
         a = self.arrays
         logits = reading.sentences @ a["sentence"] + reading.evidence @ a["evidence"] + a["bias"]
         if "detectors" in a:
-            responses = reading.tokens @ a["detectors"]
-            logits = logits + np.maximum.reduceat(responses, reading.offsets[:-1], axis=0) @ a["responses"]
+            found = np.maximum.reduceat(reading.tokens @ a["detectors"], reading.offsets[:-1], axis=0)
+            hidden = np.concatenate([found, reading.evidence], axis=1) @ a["hidden"] + a["hidden_bias"]
+            logits = logits + found @ a["responses"] + np.maximum(hidden, 0) @ a["outputs"]
         return logits
 
     def log_odds(self, reading: Reading) -> np.ndarray:
         """Calibrated log-odds (N, F)."""
         return self.raw(reading) * self.arrays["slope"] + self.arrays["offset"]
 
-    def fits(self, probe: np.ndarray) -> bool:
-        """Whether these heads were fitted on the model that gives this vector (width,) of `PROBE`."""
-        known = self.arrays["probe"]
-        return known.shape == probe.shape and float(known @ probe) > 0.999
+    def fits(self, reading: Reading) -> bool:
+        """Whether these heads were fitted on the model that gives this reading of `PROBE`."""
+        known, probe = self.arrays["probe"], reading.sentences[0]
+        if known.shape != probe.shape or float(known @ probe) < 0.999:
+            return False
+        width = 0 if reading.tokens is None else reading.tokens.shape[1]
+        return "detectors" not in self.arrays or len(self.arrays["detectors"]) == width
 
     def save(self, folder: str | Path) -> None:
         """heads.safetensors and heads.json."""
@@ -99,6 +106,8 @@ class FacetHeads:
             heads = cls(tuple(about["names"]), about["embedder"], arrays, about["record"])
             if arrays["sentence"].shape[1] != len(heads.names) or not all(np.isfinite(v).all() for v in arrays.values()):
                 raise ValueError("the arrays do not match the names")
+            if "detectors" in arrays and "outputs" not in arrays:
+                raise ValueError("detectors without a hidden layer, of an earlier version of LiVO")
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder}: no fitted heads there ({Path(error.filename).name} is missing); fit them with `livo retrieve --fit`"
@@ -189,8 +198,12 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
             "bias": share.logit(),
         }
         if detectors:
-            arrays["detectors"] = torch.randn(width, detectors) * 0.02
+            arrays["detectors"] = torch.randn(reading.tokens.shape[1], detectors) * 0.02
             arrays["responses"] = torch.randn(detectors, count) * 0.1
+            inputs = detectors + reading.evidence.shape[1]
+            arrays["hidden"] = torch.randn(inputs, _HIDDEN) / inputs**0.5
+            arrays["hidden_bias"] = torch.zeros(_HIDDEN)
+            arrays["outputs"] = torch.randn(_HIDDEN, count) * 0.05
         for array in arrays.values():
             array.requires_grad_()
         optimiser = torch.optim.Adam(arrays.values(), lr=0.01)
@@ -203,18 +216,21 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
             batch = reading.rows(rows)
             evidence = np.where(torch.rand(len(rows), 1).numpy() < 0.5, batch.evidence, unlisted[rows]).astype(np.float32)
             logits = dropout(torch.from_numpy(batch.sentences) * spread, 0.5) @ arrays["sentence"] + arrays["bias"]
-            logits = logits + torch.from_numpy(evidence) * _EVIDENCE_SCALE @ arrays["evidence"]
+            evidence = torch.from_numpy(evidence) * _EVIDENCE_SCALE
+            logits = logits + evidence @ arrays["evidence"]
             if detectors:
                 owner = torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(batch.offsets)))[:, None].expand(-1, detectors)
                 responses = torch.from_numpy(batch.tokens) / scale @ arrays["detectors"]
                 pooled = torch.full((len(rows), detectors), -torch.inf)
                 pooled = pooled.scatter_reduce(0, owner, responses, "amax", include_self=False)
-                logits = logits + dropout(pooled, 0.5) @ arrays["responses"]
+                pooled = dropout(pooled, 0.5)
+                hidden = torch.cat([pooled, evidence], 1) @ arrays["hidden"] + arrays["hidden_bias"]
+                logits = logits + pooled @ arrays["responses"] + dropout(hidden.relu(), 0.5) @ arrays["outputs"]
             wanted = torch.from_numpy(targets[rows].astype(np.float32))
             errors = binary_cross_entropy_with_logits(logits, wanted, reduction="none")
             loss = (torch.from_numpy(weights[rows])[:, None] * errors).mean()
-            loss = loss + 1e-4 * arrays["evidence"].pow(2).sum()
-            loss = loss + 5e-4 * sum(arrays[n].pow(2).sum() for n in ("sentence", "detectors", "responses") if n in arrays)
+            decayed = [arrays[name] for name in arrays if name not in ("evidence", "bias", "hidden_bias")]
+            loss = loss + 1e-4 * arrays["evidence"].pow(2).sum() + 5e-4 * sum(array.pow(2).sum() for array in decayed)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -227,6 +243,7 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
     found["evidence"] = found["evidence"] * np.float32(_EVIDENCE_SCALE)
     if detectors:
         found["detectors"] = found["detectors"] / np.float32(scale)
+        found["hidden"][detectors:] *= np.float32(_EVIDENCE_SCALE)
     return found
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
+from torch.nn import Sequential
 
 from livo.everyday import EVERYDAY_PROMPTS
 from livo.evidence import NAMES, Evidence, Lexicon, lexicon
@@ -146,7 +148,8 @@ class ValueRetriever:
 
     def _encode(self, texts: list[str]) -> Reading:
         """As a Reading without evidence."""
-        rows = self.embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
+        with _middle_layer(self.embedder):
+            rows = self.embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
         none = np.zeros((len(texts), 0), np.float32)
         if not isinstance(rows[0], Mapping):  # a model of its own kind, which gives sentence vectors alone
             sentences = np.array(rows, np.float32)
@@ -154,9 +157,16 @@ class ValueRetriever:
             return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
         sentences = np.stack([row["sentence_embedding"].float().cpu().numpy() for row in rows])
         faiss.normalize_L2(sentences)
-        tokens = [row["token_embeddings"][row["attention_mask"].bool()].float().cpu().numpy() for row in rows]
-        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
-        return Reading(sentences, np.concatenate(tokens), offsets, none)
+        masks = [row["attention_mask"].bool() for row in rows]
+        layers = [
+            np.concatenate([row[name][mask].float().cpu().numpy() for row, mask in zip(rows, masks, strict=True)])
+            for name in ("token_embeddings", _MIDDLE)
+            if name in rows[0]
+        ]
+        for layer in layers:
+            faiss.normalize_L2(layer)
+        offsets = np.concatenate([[0], np.cumsum([int(mask.sum()) for mask in masks])])
+        return Reading(sentences, np.concatenate(layers, axis=1), offsets, none)
 
     # --- the index ------------------------------------------------------------------------------------------------------
 
@@ -327,7 +337,7 @@ class ValueRetriever:
         if not (BUNDLED_HEADS / "heads.json").is_file():
             return None
         heads = FacetHeads.load(BUNDLED_HEADS)
-        if heads.fits(self.embed([PROBE])[0]):
+        if heads.fits(self._encode([PROBE])):
             return heads
         logger.warning(
             "the facet heads were fitted for %s and are refused for %s: exemplars and words decide until ValueRetriever.fit or "
@@ -651,6 +661,34 @@ def _answers(heads: FacetHeads | None, reading: Reading) -> list[dict[str, float
 def has_word(text: str, word: str) -> bool:
     """Whether `word` stands in `text` as a whole word, in any case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+_MIDDLE = "middle_embeddings"
+
+
+@contextmanager
+def _middle_layer(model) -> Iterator[None]:
+    """Within it a SentenceTransformer also gives the token vectors of the layer half way up, as `middle_embeddings`.
+
+    There a word still means what it means by itself; higher up it means what the sentence makes of it.
+    """
+    transformer = model[0] if isinstance(model, Sequential) else None
+    config = getattr(getattr(transformer, "auto_model", None), "config", None)
+    if config is None:
+        yield
+        return
+
+    def keep(module, inputs, features):
+        layers = features.pop("all_layer_embeddings", ())
+        return features | {_MIDDLE: layers[len(layers) // 2]} if layers else features
+
+    before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
+    config.output_hidden_states = True
+    try:
+        yield
+    finally:
+        config.output_hidden_states = before
+        hook.remove()
 
 
 def load_embedder(name: str | Path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import PRINCIPLES, WordEmbedder
 
 import livo.retriever
@@ -185,26 +186,42 @@ def test_odd_prompts_get_a_decision_and_what_is_no_text_a_clear_error(paper):
         paper.retrieve(3)
 
 
-class Counting:
-    """Counts what a model embeds."""
+class Wrapped:
+    """Passes everything on to a model."""
 
     def __init__(self, model):
-        self.model, self.texts = model, []
+        self.model = model
 
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def encode(self, texts, **options):
-        self.texts += texts
-        return self.model.encode(texts, **options)
+
+def test_a_prompt_is_embedded_once_however_many_questions_are_asked(paper, monkeypatch):
+    paper.retrieve("a cat")
+    texts, encode = [], paper.embedder.encode
+    monkeypatch.setattr(paper.embedder, "encode", lambda asked, **options: texts.extend(asked) or encode(asked, **options))
+    paper.retrieve_batch(["a photo of a chemist", "a gory butcher"])
+    assert texts == ["a chemist", "a gory butcher"]
 
 
-def test_a_prompt_is_embedded_once_however_many_questions_are_asked(paper):
-    counting = ValueRetriever(paper.principles, Counting(paper.embedder))
-    counting.retrieve("a cat")
-    counting.embedder.texts.clear()
-    counting.retrieve_batch(["a photo of a chemist", "a gory butcher"])
-    assert counting.embedder.texts == ["a chemist", "a gory butcher"]
+def test_a_reading_holds_the_tokens_of_the_last_and_the_middle_layer_and_leaves_the_model_as_it_was(paper):
+    model, texts = paper.embedder, ["a baker", "a cat on a red sofa"]
+    _, _, reading = paper.read(texts)
+    assert reading.offsets.tolist() == [0, 4, 12]  # with the marks at both ends
+    for i, text in enumerate(texts):
+        with torch.no_grad():
+            layers = model[0].auto_model(**model.tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        wanted = torch.cat([torch.nn.functional.normalize(layers[j][0], dim=1) for j in (6, 3)], dim=1)
+        found = reading.tokens[reading.offsets[i] : reading.offsets[i + 1]]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not model[0].auto_model.config.output_hidden_states
+    assert "middle_embeddings" not in model.encode(texts, output_value=None)[0]
+
+
+def test_facet_heads_that_read_tokens_are_refused_for_a_model_that_gives_fewer(paper, caplog):
+    other = ValueRetriever(paper.principles, Wrapped(paper.embedder))  # the same vectors, but no way to its layers
+    assert other.heads is None and "refused for Wrapped" in caplog.text
+    assert ids(other, "a naked man") == ["nudity"]
 
 
 def test_each_principle_says_which_facets_call_for_it_and_which_forbid_it(paper):
@@ -343,11 +360,11 @@ def test_the_heads_of_one_model_are_refused_for_another_aloud(caplog):
     assert "refused for WordEmbedder" in caplog.text and retriever.heads is None
 
 
-class Turned(Counting):
+class Turned(Wrapped):
     """Another model of the same width: what the coordinates mean is different."""
 
     def encode(self, texts, **options):
-        return np.asarray(super().encode(list(texts)))[:, ::-1].copy()
+        return np.asarray(self.model.encode(list(texts)))[:, ::-1].copy()
 
 
 def test_a_model_of_the_same_width_is_refused_too(fitted, paper, tmp_path, caplog):
