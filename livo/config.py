@@ -76,6 +76,11 @@ class TrainingConfig:
         False, "value encoder: train its layers alone, so that words it was not trained on keep their meaning"
     )
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
+    prompt_swap: float = option(
+        0.0,
+        "share of debias pairs whose value encoder reads the prompt of another pair of the same statement and class, so that the token "
+        "carries the class and nothing of the prompt that it was trained on",
+    )
     contrary_prompt: float = option(
         0.0,
         "share of debias pairs whose backbone is told the violating image's prompt, which states another class, so that the token holds "
@@ -122,7 +127,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 < self.interpolate <= 1:
             raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
-        for name in ("caption_dropout", "contrary_prompt"):
+        for name in ("caption_dropout", "prompt_swap", "contrary_prompt"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")
 

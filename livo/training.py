@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -141,15 +142,22 @@ class Batches:
     def __init__(self, config: TrainingConfig, samples: Sequence[Sample], latents: torch.Tensor, rank: int = 0, world: int = 1):
         self.config, self.samples, self.latents, self.rank, self.world = config, samples, latents, rank, world
         self.pairs = pairs(samples)
-        content = [[s.prompt, s.value, s.label, s.scene] + [s.kind, s.made_from] * config.reads_sources for s in samples]
+        shares = bool(config.contrary_prompt or config.prompt_swap)  # of pairs that have a class
+        content = [
+            [s.prompt, s.value, s.label, s.scene] + [s.kind] * shares + [s.made_from] * config.reads_sources for s in samples
+        ]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
         self._check_sources(config)
+        self._alike: dict[tuple[str, str], list[str]] = defaultdict(list)  # prompts of winners by statement and class
+        for winner, _ in self.pairs:
+            self._alike[samples[winner].value, samples[winner].kind].append(samples[winner].prompt)
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def at(self, step: int, micro: int, timesteps: int) -> Batch:
         """The batch of this process; `timesteps` are drawn from 0..timesteps - 1."""
         winners, losers, noise, t, prompts, values, read, made_from = ([] for _ in range(8))
+        shares = torch.tensor([self.config.contrary_prompt, self.config.prompt_swap])
         for winner, loser, side, dropped, generator in self.draws(step, micro):
             sample = self.samples[winner]
             winners.append(self.latents[winner, side])
@@ -157,9 +165,15 @@ class Batches:
             t.append(torch.randint(timesteps, (), generator=generator))
             noise.append(torch.randn(self.latents.shape[2:], generator=generator))
             values.append(sample.value)
-            read.append("" if dropped else sample.prompt)
-            contrary = sample.kind and torch.rand((), generator=generator) < self.config.contrary_prompt
-            prompts.append(self.samples[loser].made_from if contrary and not dropped else read[-1])
+            contrary, swapped = torch.rand(2, generator=generator) < shares
+            told, heard = sample.prompt, sample.prompt
+            if sample.kind and contrary:
+                told = self.samples[loser].made_from
+            if sample.kind and swapped:
+                alike = self._alike[sample.value, sample.kind]
+                heard = alike[int(torch.randint(len(alike), (), generator=generator))]
+            prompts.append("" if dropped else told)
+            read.append("" if dropped else heard)
             made_from.append(sample.made_from)
         images, noise, t = torch.stack(winners + losers), torch.stack(noise).repeat(2, 1, 1, 1), torch.stack(t).repeat(2)
         return Batch(images, noise, t, prompts, values, read, made_from)
@@ -176,14 +190,15 @@ class Batches:
             yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
 
     def _check_sources(self, config: TrainingConfig) -> None:
-        """The prompts that images were made from, where the run reads them."""
+        """The classes of pairs, and the prompts that their images were made from, where the run reads them."""
         readers = {"distillation": [self.samples[winner] for winner, _ in self.pairs] * (config.objective == "distillation")}
-        if config.contrary_prompt:
-            directed = [losers for winner, losers in self.pairs if self.samples[winner].kind]
-            if not directed:
+        directed = [losers for winner, losers in self.pairs if self.samples[winner].kind]
+        for name in ("contrary_prompt", "prompt_swap"):
+            if getattr(config, name) and not directed:
                 raise PreferenceError(
-                    f"contrary_prompt is {config.contrary_prompt}, but no aligned image of {config.data} has a class: make it 0"
+                    f"{name} is {getattr(config, name)}, but no aligned image of {config.data} has a class: make it 0"
                 )
+        if config.contrary_prompt:
             readers["contrary_prompt"] = [self.samples[loser] for losers in directed for loser in losers]
         for reader, wanted in readers.items():
             for sample in wanted:

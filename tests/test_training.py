@@ -323,13 +323,45 @@ def test_a_contrary_prompt_is_the_violating_images_own_in_its_share_of_the_pairs
     assert batch.made_from == [f"source {winner}" for winner, *_ in other.draws(4, 0)]
 
 
-def test_the_prompts_that_images_were_made_from_are_part_of_what_a_run_depends_on(config):
+def test_a_swapped_prompt_is_of_the_same_statement_and_class_and_the_value_encoder_alone_reads_it(config):
+    samples = [
+        replace(s, prompt=f"prompt {i}", value=f"value {i // 12}", kind=("male", "female", "male", "")[i // 6])
+        for i, s in enumerate(read(config.data))
+    ]
+    groups = {s.prompt: (s.value, s.kind) for s in samples if s.label}
+    latents = torch.randn(len(samples), 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    swapping = replace(config, batch=240, prompt_swap=0.6, caption_dropout=0.25)
+    own, other = (Batches(c, samples, latents) for c in (replace(swapping, prompt_swap=0.0), swapping))
+    before, batch = own.at(4, 0, 1000), other.at(4, 0, 1000)
+    assert before.read == before.prompts == batch.prompts
+    assert all(torch.equal(getattr(before, name), getattr(batch, name)) for name in ("latents", "noise", "t"))
+    changed = {True: [], False: []}
+    for prompt, heard in zip(batch.prompts, batch.read, strict=True):
+        if prompt:
+            assert groups[heard] == groups[prompt]
+            changed[bool(groups[prompt][1])].append(heard != prompt)
+        else:
+            assert not heard
+    each = len(changed[True]) and np.mean([1 / sum(g == group for g in groups.values()) for group in groups.values() if group[1]])
+    assert np.mean(changed[True]) == pytest.approx(0.6 * (1 - each), abs=0.1) and not any(changed[False])
+
+
+@pytest.mark.parametrize(
+    ("options", "depends"),
+    [
+        ({}, ()),
+        ({"prompt_swap": 0.5}, ("kind",)),
+        ({"contrary_prompt": 0.5}, ("kind", "made_from")),
+        ({"objective": "distillation"}, ("made_from",)),
+    ],
+)
+def test_the_classes_of_images_and_their_prompts_are_part_of_what_a_run_that_reads_them_depends_on(config, options, depends):
     samples = read(config.data)
-    latents = torch.zeros(len(samples), 2, 4, 8, 8)
-    others = [replace(sample, made_from=sample.made_from + " again") for sample in samples]
-    for options, same_ in (({}, True), ({"contrary_prompt": 0.5}, False), ({"objective": "distillation"}, False)):
-        one, two = (Batches(replace(config, **options), s, latents).digest for s in (samples, others))
-        assert (one == two) == same_
+    config, latents = replace(config, **options), torch.zeros(len(samples), 2, 4, 8, 8)
+    for name in ("kind", "made_from"):
+        others = [replace(sample, **{name: getattr(sample, name) + " again"}) for sample in samples]
+        one, two = (Batches(config, rows, latents).digest for rows in (samples, others))
+        assert (one != two) == (name in depends)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +370,8 @@ def test_the_prompts_that_images_were_made_from_are_part_of_what_a_run_depends_o
         ({"objective": "distillation"}, {"made_from": ""}, "no image_prompt.*distillation reads"),
         ({"contrary_prompt": 0.5}, {"made_from": ""}, "no image_prompt.*contrary_prompt reads"),
         ({"contrary_prompt": 0.5, "objective": "distillation"}, {"made_from": ""}, "no image_prompt.*distillation reads"),
-        ({"contrary_prompt": 0.5}, {"kind": ""}, "no aligned image of .* has a class: make it 0"),
+        ({"contrary_prompt": 0.5}, {"kind": ""}, "contrary_prompt .* no aligned image of .* has a class: make it 0"),
+        ({"prompt_swap": 0.5}, {"kind": ""}, "prompt_swap .* no aligned image of .* has a class: make it 0"),
     ],
 )
 def test_data_without_what_a_run_reads_are_refused(config, options, lost, words):

@@ -45,9 +45,9 @@ REFINING = {  # the second run
     "objective": "distillation",
     "beta": 1000.0,
     "contrary_prompt": 0.5,
-    "steps": 1000,
+    "prompt_swap": 0.9,
+    "steps": 1500,
     "lr": 2e-4,
-    "interpolate": 0.85,
 }
 
 
@@ -129,10 +129,7 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) ->
 
 
 def _train_value_encoder(work: Path) -> None:
-    """Two runs: the paper's loss makes tokens that work; distillation then leaves them the value alone, and not what came with it.
-
-    Of its way 85% is kept, for all of it would leave one unseen career unbalanced.
-    """
+    """Two runs: the paper's loss makes tokens that work; distillation then leaves them the value alone, and not what came with it."""
     first = replace(TRAINING, data=str(work / "preferences"), model=str(work / "backbone"), output=str(work / "training" / "livo"))
     second = replace(first, output=str(work / "training" / "refined"), value_encoder=f"{first.output}/value_encoder", **REFINING)
     for number, run in enumerate((first, second), 1):
