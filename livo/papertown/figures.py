@@ -165,7 +165,9 @@ def _off_target(readings: list[list[Reading]]) -> list[float]:
 def identity_mix_fid(pipe: LiVOPipeline, judge: PapertownJudge, principles: dict[str, ValuePrinciple]) -> dict[str, float]:
     """FID (judge's features, 800 images a set) of LiVO's even people against the base's people of stated, even identities.
 
-    The base's own split halves, of the same size, are what it is compared with: no two samples of one distribution come nearer.
+    The base's own split halves, of the same size, are what it is compared with: no two samples of one distribution come nearer, where
+    both have as many images of each prompt and identity. Of random halves of the sets both are measured too: what a split that does
+    not count prompts and identities would find.
     """
     wanted = scenes(world.CAREERS.held_out, 2)
     together = tuple(principles[p] for p in world.DEBIASED)
@@ -183,7 +185,16 @@ def identity_mix_fid(pipe: LiVOPipeline, judge: PapertownJudge, principles: dict
         "base, split halves": metrics.frechet_distance(first, second),
         "LiVO against the first half": metrics.frechet_distance(ours, first),
         "LiVO against the second half": metrics.frechet_distance(ours, second),
+        "base, random halves": _random_halves(first, second),
+        "LiVO against the base, random halves": (_random_halves(ours, first) + _random_halves(ours, second)) / 2,
     }
+
+
+def _random_halves(one: np.ndarray, other: np.ndarray, draws: int = 50) -> float:
+    """Mean FID between a random half of each set."""
+    rng = np.random.default_rng(0)
+    halves = ([rng.permutation(features)[: len(features) // 2] for features in (one, other)] for _ in range(draws))
+    return float(np.mean([metrics.frechet_distance(*pair) for pair in halves]))
 
 
 def unread(readings: list[list[Reading]], principle: str) -> list[float]:
