@@ -202,15 +202,6 @@ def test_accumulated_micro_batches_equal_one_large_batch(config, tmp_path):
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
 
 
-def test_what_is_saved_may_lie_between_the_start_and_the_end_of_training(config, tmp_path):
-    list(train(config))
-    list(train(replace(config, interpolate=0.25, output=str(tmp_path / "between"))))
-    start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
-    between = weights(replace(config, output=str(tmp_path / "between")))
-    for key, end in weights(config).items():
-        torch.testing.assert_close(between[key], start[key] + 0.25 * (end - start[key]), atol=1e-6, rtol=1e-5)
-
-
 def test_frozen_embeddings_stay_and_the_layers_learn(config):
     list(train(replace(config, freeze_embeddings=True)))
     start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
@@ -224,9 +215,9 @@ def test_training_goes_on_from_another_encoder_and_keeps_its_statements(config, 
     data = shutil.copytree(config.data, tmp_path / "data")
     manifest = data / "metadata.jsonl"
     manifest.write_text(manifest.read_text().replace("gender equality", "bloody considered inappropriate"))
-    again = replace(config, value_encoder=str(first), data=str(data), output=str(tmp_path / "again"), interpolate=1e-9)
+    again = replace(config, value_encoder=str(first), data=str(data), output=str(tmp_path / "again"), lr=1e-12)
     list(train(again))
-    for name, start in weights(config).items():  # of the way that it went next to nothing is saved
+    for name, start in weights(config).items():  # at this learning rate it goes nowhere
         torch.testing.assert_close(weights(again)[name], start)
     encoder = ValueEncoder.from_pretrained(tmp_path / "again" / "value_encoder")
     assert encoder.statements == ("bloody considered inappropriate", "gender equality")
