@@ -15,6 +15,7 @@ from livo.files import replacing, write_json
 _BATCH = 1024
 _EVIDENCE_SCALE = 3.0  # a word that is there says more than a coordinate of an embedding
 _HIDDEN = 64
+_MEMBERS = 3  # heads from different seeds whose mean decides: one alone is right or wrong on whole families by luck
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def fit_heads(
     probe: np.ndarray,
     unlisted: np.ndarray | None = None,
     weights: np.ndarray | None = None,
-    detectors: int = 32,
+    detectors: int = 24,
     steps: int = 600,
     folds: int = 3,
     seed: int = 0,
@@ -150,7 +151,9 @@ def fit_heads(
     detectors = detectors if reading.tokens is not None else 0
 
     def fit(rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        return _optimise(reading.rows(rows), targets[rows], unlisted[rows], weights[rows], detectors, steps, seed)
+        chosen = (reading.rows(rows), targets[rows], unlisted[rows], weights[rows])
+        members = _MEMBERS if detectors else 1  # without detectors there is one best head, and each finds it
+        return _mean([_optimise(*chosen, detectors, steps, seed + 1000 * member) for member in range(members)])
 
     def heads(arrays: dict[str, np.ndarray]) -> FacetHeads:
         identity = {"slope": np.ones(len(names), np.float32), "offset": np.zeros(len(names), np.float32), "probe": probe}
@@ -245,6 +248,26 @@ def _optimise(reading, targets, unlisted, weights, detectors, steps, seed) -> di
         found["detectors"] = found["detectors"] / np.float32(scale)
         found["hidden"][detectors:] *= np.float32(_EVIDENCE_SCALE)
     return found
+
+
+def _mean(members: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The head whose log-odds are the mean of the members': their detectors and hidden units side by side."""
+    together = {name: np.mean([m[name] for m in members], axis=0) for name in ("sentence", "evidence", "bias")}
+    if "detectors" not in members[0]:
+        return together
+    count, detectors, units = len(members), members[0]["detectors"].shape[1], len(members[0]["hidden_bias"])
+    hidden = np.zeros((len(together["evidence"]) + count * detectors, count * units), np.float32)
+    for i, member in enumerate(members):
+        columns = slice(i * units, (i + 1) * units)
+        hidden[i * detectors : (i + 1) * detectors, columns] = member["hidden"][:detectors]
+        hidden[count * detectors :, columns] = member["hidden"][detectors:]
+    return together | {
+        "detectors": np.concatenate([m["detectors"] for m in members], axis=1),
+        "responses": np.concatenate([m["responses"] for m in members]) / count,
+        "hidden": hidden,
+        "hidden_bias": np.concatenate([m["hidden_bias"] for m in members]),
+        "outputs": np.concatenate([m["outputs"] for m in members]) / count,
+    }
 
 
 def _platt(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -393,7 +393,7 @@ class ValueRetriever:
             list(prompts) if families is None else families,
             self._name,
             self.embed([PROBE])[0],
-            detectors=32 if len(prompts) >= 2000 else 0,
+            detectors=24 if len(prompts) >= 2000 else 0,
         )
         self.fitted = True
         if as_facets:

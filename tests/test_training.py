@@ -432,6 +432,7 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
         ({"steps": 0}, "steps is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"caption_dropout": 1.0}, "caption_dropout"),
+        ({"prompt_swap": 1.5}, "prompt_swap"),
         ({"value_encoder": "mine", "adapter": "lora"}, "a LoRA cannot go on from"),
         ({"contrary_prompt": -0.1}, "contrary_prompt is -0.1"),
         ({"objective": "distillation", "guidance": 2.0}, "guidance is 2.0: distillation"),
