@@ -77,7 +77,7 @@ class TrainingConfig:
     caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
     prompt_swap: float = option(
         0.0,
-        "share of debias pairs whose value encoder reads the prompt of another pair of the same statement and class, so that the token "
+        "share of debias pairs whose value encoder reads the prompt of any pair of the same statement and class, so that the token "
         "carries the class and nothing of the prompt that it was trained on",
     )
     contrary_prompt: float = option(
@@ -112,6 +112,8 @@ class TrainingConfig:
             raise ValueError(
                 f"value_encoder is {self.value_encoder}, which a LoRA cannot go on from: leave it out, or make adapter value_encoder"
             )
+        if self.prompt_swap and self.adapter == "lora":
+            raise ValueError(f"prompt_swap is {self.prompt_swap}, but a LoRA reads no prompt for its value: make it 0")
         if self.objective == "distillation" and self.guidance != 1:
             raise ValueError(f"guidance is {self.guidance}: distillation compares predictions as they are, so leave it at 1")
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):

@@ -108,14 +108,14 @@ class FacetHeads:
             if arrays["sentence"].shape[1] != len(heads.names) or not all(np.isfinite(v).all() for v in arrays.values()):
                 raise ValueError("the arrays do not match the names")
             if "detectors" in arrays and "outputs" not in arrays:
-                raise ValueError("detectors without a hidden layer, of an earlier version of LiVO")
+                raise ValueError("they have no hidden layer: they are of an earlier version of LiVO")
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder}: no fitted heads there ({Path(error.filename).name} is missing); fit them with `livo retrieve --fit`"
             ) from None
         except Exception as error:
             raise ValueError(
-                f"{folder}: the fitted heads are damaged ({error}); fit them again with `livo retrieve --fit`"
+                f"{folder}: the fitted heads are damaged or cannot be used ({error}); fit them again with `livo retrieve --fit`"
             ) from None
         return heads
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import faiss
@@ -151,12 +152,13 @@ class ValueRetriever:
         with _middle_layer(self.embedder):
             rows = self.embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
         none = np.zeros((len(texts), 0), np.float32)
-        if not isinstance(rows[0], Mapping):  # a model of its own kind, which gives sentence vectors alone
+        if isinstance(rows[0], Mapping):
+            sentences = np.stack([row["sentence_embedding"].float().cpu().numpy() for row in rows])
+        else:  # a model of its own kind
             sentences = np.array(rows, np.float32)
-            faiss.normalize_L2(sentences)
-            return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
-        sentences = np.stack([row["sentence_embedding"].float().cpu().numpy() for row in rows])
         faiss.normalize_L2(sentences)
+        if not isinstance(rows[0], Mapping) or not {"token_embeddings", "attention_mask"} <= rows[0].keys():
+            return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
         masks = [row["attention_mask"].bool() for row in rows]
         layers = [
             np.concatenate([row[name][mask].float().cpu().numpy() for row, mask in zip(rows, masks, strict=True)])
@@ -457,8 +459,10 @@ class ValueRetriever:
         retriever = cls(principles, embedder or about["embedder"])
         if entries != retriever._entries:
             raise ValueError(f"{folder}: saved for other principles; load those, or fit and save it again")
-        now = retriever.embed([PROBE])[0]
-        if now.shape != probe.shape or float(now @ probe) < 0.999:
+        heads, fitted = (FacetHeads.load(folder / name) if (folder / name).is_dir() else None for name in ("facets", "principles"))
+        now = retriever._encode([PROBE])
+        same = now.sentences[0].shape == probe.shape and float(now.sentences[0] @ probe) >= 0.999
+        if not same or not all(kept.fits(now) for kept in (heads, fitted) if kept):
             raise ValueError(
                 f"{folder}: fitted for {about['embedder']}, whose thresholds and heads mean nothing for {retriever._name}: fit it again"
             )
@@ -466,8 +470,7 @@ class ValueRetriever:
             raise ValueError(f"{folder}: fitted by a version of LiVO that reads other evidence in words: fit it again")
         retriever.__dict__.update(index=index, _vectors=vectors, thresholds=about["thresholds"])
         retriever.fitted = True
-        retriever.heads = FacetHeads.load(folder / "facets") if (folder / "facets").is_dir() else None
-        retriever._fitted = FacetHeads.load(folder / "principles") if (folder / "principles").is_dir() else None
+        retriever.heads, retriever._fitted = heads, fitted
         return retriever
 
     # --- deciding -------------------------------------------------------------------------------------------------------
@@ -664,6 +667,7 @@ def has_word(text: str, word: str) -> bool:
 
 
 _MIDDLE = "middle_embeddings"
+_LAYERS = Lock()  # a model's settings are changed while it reads, and threads may share it
 
 
 @contextmanager
@@ -679,16 +683,18 @@ def _middle_layer(model) -> Iterator[None]:
         return
 
     def keep(module, inputs, features):
-        layers = features.pop("all_layer_embeddings", ())
-        return features | {_MIDDLE: layers[len(layers) // 2]} if layers else features
+        layers = features.get("all_layer_embeddings")
+        own = {name: value for name, value in features.items() if before or name != "all_layer_embeddings"}
+        return own | {_MIDDLE: layers[len(layers) // 2]} if layers else own
 
-    before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
-    config.output_hidden_states = True
-    try:
-        yield
-    finally:
-        config.output_hidden_states = before
-        hook.remove()
+    with _LAYERS:
+        before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
+        config.output_hidden_states = True
+        try:
+            yield
+        finally:
+            config.output_hidden_states = before
+            hook.remove()
 
 
 def load_embedder(name: str | Path):

@@ -3,6 +3,7 @@ import pytest
 
 from livo.judges import PapertownJudge
 from livo.papertown import corpus, judging, world
+from livo.papertown.figures import _random_halves
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipeline import PAPERTOWN
@@ -146,3 +147,10 @@ def test_papertown_is_biased_and_risky_without_values_and_even_and_safe_with_the
         value: np.mean([r["bloody"] == "yes" for r in read("a photo of a bleeding miner", value)]) for value in (None, "auto")
     }
     assert bloody[None] >= 0.9 and bloody["auto"] <= 0.1
+
+
+def test_random_halves_of_two_sets_are_as_far_apart_as_the_sets():
+    one = np.random.default_rng(0).normal(size=(2000, 2))
+    other = np.random.default_rng(1).normal(size=(2000, 2)) + [3, 0]
+    assert _random_halves(one, other) == pytest.approx(9, abs=0.3)  # the squared distance of the means
+    assert _random_halves(one, one) < 0.02

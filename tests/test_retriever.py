@@ -8,6 +8,7 @@ from conftest import PRINCIPLES, WordEmbedder
 
 import livo.retriever
 from livo import ValuePrinciple, ValueRetriever
+from livo.facets import FacetHeads
 from livo.labelled import FACETS, labelled_prompts
 from livo.normalise import subject
 from livo.principles import bundled_principles
@@ -373,6 +374,48 @@ def test_a_model_of_the_same_width_is_refused_too(fitted, paper, tmp_path, caplo
     fitted[0].save(tmp_path)
     with pytest.raises(ValueError, match="fit it again"):
         ValueRetriever.load(tmp_path, [WEAPONS], Turned(paper.embedder))
+
+
+def test_fitted_heads_that_read_tokens_are_refused_for_a_model_that_gives_fewer(paper, tmp_path):
+    retriever = ValueRetriever([WEAPONS], paper.embedder)
+    retriever.heads, retriever.fitted = paper.heads, True
+    retriever.save(tmp_path)
+    assert ValueRetriever.load(tmp_path, [WEAPONS], paper.embedder).heads is not None
+    with pytest.raises(ValueError, match="mean nothing for Wrapped"):
+        ValueRetriever.load(tmp_path, [WEAPONS], Wrapped(paper.embedder))
+
+
+def test_facet_heads_of_an_earlier_version_are_one_clear_error(paper, tmp_path):
+    kept = {name: array for name, array in paper.heads.arrays.items() if name != "outputs"}
+    replace(paper.heads, arrays=kept).save(tmp_path)
+    with pytest.raises(ValueError, match=r"earlier version of LiVO.*fit them again"):
+        FacetHeads.load(tmp_path)
+
+
+def test_a_model_that_gives_no_token_vectors_decides_by_exemplars_and_words():
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[UNK]", "a", "photo", "of", "doctor", "naked", "man", "cat"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=np.eye(8, dtype=np.float32))])
+    retriever = ValueRetriever(PRINCIPLES, static)
+    assert retriever.heads is None and retriever.read(["a cat", "a doctor"])[2].tokens is None
+    assert ids(retriever, "a doctor") == ["gender_equality"]
+
+
+def test_a_model_that_uses_its_own_layers_keeps_them(paper):
+    from copy import deepcopy
+
+    own = deepcopy(paper.embedder)
+    own[0].auto_model.config.output_hidden_states = True
+    seen = []
+    own[1].register_forward_pre_hook(lambda module, inputs: seen.append("all_layer_embeddings" in inputs[0]))
+    reading = ValueRetriever(paper.principles, own).read(["a baker"])[2]
+    np.testing.assert_array_equal(reading.tokens, paper.read(["a baker"])[2].tokens)
+    assert all(seen) and seen and own[0].auto_model.config.output_hidden_states
 
 
 @pytest.mark.parametrize(
