@@ -69,6 +69,7 @@ class TrainingConfig:
     weight_decay: float = option(0.01, "AdamW's")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last ones")
+    interpolate: float = option(1.0, "share of the way from start to end of training that is saved; below 1 spares unseen words")
     optimizer: str = option("adamw", "adamw_8bit needs bitsandbytes", choices=OPTIMIZERS)
     lora_rank: int = option(4, "rank of the LoRA")
     freeze_embeddings: bool = option(
@@ -126,6 +127,8 @@ class TrainingConfig:
         for name in ("lr", "guidance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 < self.interpolate <= 1:
+            raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
         for name in ("caption_dropout", "prompt_swap", "contrary_prompt"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")

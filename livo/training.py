@@ -84,6 +84,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         accelerator=accelerator,
         guard=partial(_lost, warmup=config.warmup),
     )
+    start = {name: p.detach().clone() for name, p in adapter.trainable()} if config.interpolate < 1 else {}
     prompts = list(config.validation_prompts) or list(dict.fromkeys(s.prompt for s in samples))[:4]
     last: Record = {}
     for last in training:
@@ -94,6 +95,10 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
             log.write({"step": last["step"], **found})
             last = last | found
         yield last
+    with torch.no_grad():  # WiSE-FT (Wortsman et al., arXiv 2109.01903): what was there before holds where training never looked
+        for name, parameter in adapter.trainable():
+            if start:
+                parameter.lerp_(start[name], 1 - config.interpolate)
     if accelerator.is_main_process:
         record["metrics"] = last or log.last()
         _finish(run, config, adapter, record, samples)

@@ -202,6 +202,15 @@ def test_accumulated_micro_batches_equal_one_large_batch(config, tmp_path):
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-4)
 
 
+def test_what_is_saved_may_lie_between_the_start_and_the_end_of_training(config, tmp_path):
+    list(train(config))
+    list(train(replace(config, interpolate=0.25, output=str(tmp_path / "between"))))
+    start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
+    between = weights(replace(config, output=str(tmp_path / "between")))
+    for key, end in weights(config).items():
+        torch.testing.assert_close(between[key], start[key] + 0.25 * (end - start[key]), atol=1e-6, rtol=1e-5)
+
+
 def test_frozen_embeddings_stay_and_the_layers_learn(config):
     list(train(replace(config, freeze_embeddings=True)))
     start = StableDiffusionPipeline.from_pretrained(config.model).text_encoder.state_dict()
