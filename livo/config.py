@@ -138,6 +138,11 @@ class TrainingConfig:
         """Whether the run depends on the prompts that its images were made from."""
         return self.objective == "distillation" or self.contrary_prompt > 0
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the run depends on the classes of its pairs."""
+        return self.contrary_prompt > 0 or self.prompt_swap > 0
+
     def changed(self, before: Mapping) -> list[str]:
         """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default."""
         return [f.name for f in fields(self) if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]

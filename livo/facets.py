@@ -15,6 +15,7 @@ from livo.files import replacing, write_json
 _BATCH = 1024
 _EVIDENCE_SCALE = 3.0  # a word that is there says more than a coordinate of an embedding
 _HIDDEN = 64
+DETECTORS = 24  # of each member
 _MEMBERS = 3  # heads from different seeds whose mean decides: one alone is right or wrong on whole families by luck
 
 
@@ -80,11 +81,9 @@ class FacetHeads:
 
     def fits(self, reading: Reading) -> bool:
         """Whether these heads were fitted on the model that gives this reading of `PROBE`."""
-        known, probe = self.arrays["probe"], reading.sentences[0]
-        if known.shape != probe.shape or float(known @ probe) < 0.999:
-            return False
         width = 0 if reading.tokens is None else reading.tokens.shape[1]
-        return "detectors" not in self.arrays or len(self.arrays["detectors"]) == width
+        reads = "detectors" not in self.arrays or len(self.arrays["detectors"]) == width
+        return reads and same_model(self.arrays["probe"], reading.sentences[0])
 
     def save(self, folder: str | Path) -> None:
         """heads.safetensors and heads.json."""
@@ -123,6 +122,11 @@ class FacetHeads:
 PROBE = "a person reads the news in a quiet room"
 
 
+def same_model(known: np.ndarray, probe: np.ndarray) -> bool:
+    """Whether two unit vectors of `PROBE` are of one embedding model."""
+    return known.shape == probe.shape and float(known @ probe) >= 0.999
+
+
 def fit_heads(
     reading: Reading,
     targets: np.ndarray,
@@ -132,7 +136,7 @@ def fit_heads(
     probe: np.ndarray,
     unlisted: np.ndarray | None = None,
     weights: np.ndarray | None = None,
-    detectors: int = 24,
+    detectors: int = DETECTORS,
     steps: int = 600,
     folds: int = 3,
     seed: int = 0,

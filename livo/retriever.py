@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
-from torch.nn import Sequential
 
 from livo.everyday import EVERYDAY_PROMPTS
 from livo.evidence import NAMES, Evidence, Lexicon, lexicon
-from livo.facets import PROBE, FacetHeads, Reading, fit_heads
+from livo.facets import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
 from livo.files import replacing, write_json
 from livo.normalise import Normaliser, subject
 from livo.principles import FACETS, RISK, ValuePrinciple, load_principles
@@ -152,18 +151,16 @@ class ValueRetriever:
         with _middle_layer(self.embedder):
             rows = self.embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
         none = np.zeros((len(texts), 0), np.float32)
-        if isinstance(rows[0], Mapping):
-            sentences = np.stack([row["sentence_embedding"].float().cpu().numpy() for row in rows])
-        else:  # a model of its own kind
-            sentences = np.array(rows, np.float32)
+        given = set(rows[0]) if isinstance(rows[0], Mapping) else set()  # none by a model of its own kind: its rows are the vectors
+        sentences = np.array([row["sentence_embedding"].float().cpu().numpy() for row in rows] if given else rows, np.float32)
         faiss.normalize_L2(sentences)
-        if not isinstance(rows[0], Mapping) or not {"token_embeddings", "attention_mask"} <= rows[0].keys():
+        if not {"token_embeddings", "attention_mask"} <= given:
             return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
         masks = [row["attention_mask"].bool() for row in rows]
         layers = [
             np.concatenate([row[name][mask].float().cpu().numpy() for row, mask in zip(rows, masks, strict=True)])
             for name in ("token_embeddings", _MIDDLE)
-            if name in rows[0]
+            if name in given
         ]
         for layer in layers:
             faiss.normalize_L2(layer)
@@ -395,7 +392,7 @@ class ValueRetriever:
             list(prompts) if families is None else families,
             self._name,
             self.embed([PROBE])[0],
-            detectors=24 if len(prompts) >= 2000 else 0,
+            detectors=DETECTORS if len(prompts) >= 2000 else 0,
         )
         self.fitted = True
         if as_facets:
@@ -461,8 +458,7 @@ class ValueRetriever:
             raise ValueError(f"{folder}: saved for other principles; load those, or fit and save it again")
         heads, fitted = (FacetHeads.load(folder / name) if (folder / name).is_dir() else None for name in ("facets", "principles"))
         now = retriever._encode([PROBE])
-        same = now.sentences[0].shape == probe.shape and float(now.sentences[0] @ probe) >= 0.999
-        if not same or not all(kept.fits(now) for kept in (heads, fitted) if kept):
+        if not same_model(probe, now.sentences[0]) or not all(kept.fits(now) for kept in (heads, fitted) if kept):
             raise ValueError(
                 f"{folder}: fitted for {about['embedder']}, whose thresholds and heads mean nothing for {retriever._name}: fit it again"
             )
@@ -667,7 +663,7 @@ def has_word(text: str, word: str) -> bool:
 
 
 _MIDDLE = "middle_embeddings"
-_LAYERS = Lock()  # a model's settings are changed while it reads, and threads may share it
+_LAYERS_LOCK = Lock()  # a model's settings are changed while it reads, and threads may share it
 
 
 @contextmanager
@@ -676,6 +672,8 @@ def _middle_layer(model) -> Iterator[None]:
 
     There a word still means what it means by itself; higher up it means what the sentence makes of it.
     """
+    from torch.nn import Sequential
+
     transformer = model[0] if isinstance(model, Sequential) else None
     config = getattr(getattr(transformer, "auto_model", None), "config", None)
     if config is None:
@@ -687,7 +685,7 @@ def _middle_layer(model) -> Iterator[None]:
         own = {name: value for name, value in features.items() if before or name != "all_layer_embeddings"}
         return own | {_MIDDLE: layers[len(layers) // 2]} if layers else own
 
-    with _LAYERS:
+    with _LAYERS_LOCK:
         before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
         config.output_hidden_states = True
         try:

@@ -142,9 +142,9 @@ class Batches:
     def __init__(self, config: TrainingConfig, samples: Sequence[Sample], latents: torch.Tensor, rank: int = 0, world: int = 1):
         self.config, self.samples, self.latents, self.rank, self.world = config, samples, latents, rank, world
         self.pairs = pairs(samples)
-        shares = bool(config.contrary_prompt or config.prompt_swap)  # of pairs that have a class
         content = [
-            [s.prompt, s.value, s.label, s.scene] + [s.kind] * shares + [s.made_from] * config.reads_sources for s in samples
+            [s.prompt, s.value, s.label, s.scene] + [s.kind] * config.reads_classes + [s.made_from] * config.reads_sources
+            for s in samples
         ]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
@@ -191,7 +191,9 @@ class Batches:
 
     def _check_sources(self, config: TrainingConfig) -> None:
         """The classes of pairs, and the prompts that their images were made from, where the run reads them."""
-        readers = {"distillation": [self.samples[winner] for winner, _ in self.pairs] * (config.objective == "distillation")}
+        readers: dict[str, list[Sample]] = {}
+        if config.objective == "distillation":
+            readers["distillation"] = [self.samples[winner] for winner, _ in self.pairs]
         directed = [losers for winner, losers in self.pairs if self.samples[winner].kind]
         for name in ("contrary_prompt", "prompt_swap"):
             if getattr(config, name) and not directed:

@@ -102,7 +102,7 @@ def test_bundled_heads_carry_the_figures_of_families_they_were_measured_on():
     assert set(report["groups"]) == {p.group for p in labelled_prompts()}
 
 
-def test_prompts_that_nothing_was_fitted_to_are_decided_right():
+def test_prompts_outside_the_labelled_set_are_decided_right():
     rows, head = [], ("", "")
     for line in (Path(__file__).parent / "unseen_prompts.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):

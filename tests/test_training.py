@@ -342,8 +342,8 @@ def test_a_swapped_prompt_is_of_the_same_statement_and_class_and_the_value_encod
             changed[bool(groups[prompt][1])].append(heard != prompt)
         else:
             assert not heard
-    own = 1 / 3  # of the prompts of a statement and class
-    assert np.mean(changed[True]) == pytest.approx(0.6 * (1 - own), abs=0.1) and not any(changed[False])
+    itself = 1 / 3  # each statement and class has three prompts
+    assert np.mean(changed[True]) == pytest.approx(0.6 * (1 - itself), abs=0.1) and not any(changed[False])
 
 
 @pytest.mark.parametrize(
