@@ -1,7 +1,7 @@
-"""Five ways to train on `livo build`'s data for Papertown, compared on held-out prompts: docs/objectives.md and docs/objectives.png.
+"""Objectives and adapters trained on what `livo build` makes of Papertown, compared on held-out prompts: docs/objectives.md and .png.
 
-livo, popalign and diffusion_dpo on the value encoder, popalign and diffusion_dpo on a LoRA; and the two mixed on the value encoder. A run
-that was interrupted goes on; readings are cached.
+livo, popalign, diffusion_dpo and distillation on the value encoder, popalign and diffusion_dpo on a LoRA; and livo with popalign on the
+value encoder. A run that was interrupted goes on; readings are cached.
 
     python benchmarks/objectives.py            # all of it, about an hour on two CPU cores
 """
@@ -33,6 +33,7 @@ RUNS = {
     "value encoder, livo": replace(TRAINING, objective="livo"),
     "value encoder, popalign": replace(TRAINING, objective="popalign", beta=100.0),
     "value encoder, diffusion_dpo": replace(TRAINING, objective="diffusion_dpo", beta=100.0),
+    "value encoder, distillation": replace(TRAINING, objective="distillation", beta=1000.0),
     "LoRA, popalign": replace(TRAINING, adapter="lora", objective="popalign", beta=100.0, lr=1e-3, lora_rank=8),
     "LoRA, diffusion_dpo": replace(TRAINING, adapter="lora", objective="diffusion_dpo", beta=100.0, lr=1e-3, lora_rank=8),
     "value encoder, livo + popalign": replace(TRAINING, objective="livo+popalign", popalign_beta=100.0),
@@ -83,6 +84,8 @@ def draw(runs: dict[str, Path], file: Path) -> None:
         axes = figure.add_subplot(1, 4, i + 1)
         for name, run in runs.items():
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            if statistic not in rows[0]:  # distillation pushes nothing away
+                continue
             values = np.array([row[statistic] for row in rows])
             smooth = np.convolve(np.pad(values, (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
             axes.plot([row["step"] for row in rows], smooth, label=name, linewidth=1.3)
@@ -113,7 +116,7 @@ def write(table: dict[str, dict[str, list[float]]], runs: dict[str, Path], docs:
     """The report so far: of the runs that have come to their end."""
     columns = list(max(table.values(), key=len))
     lines = [
-        "# Three objectives, two adapters",
+        "# Four objectives, two adapters",
         "",
         f"`python benchmarks/objectives.py`: {STEPS} steps of batch {TRAINING.batch} on what `livo build` makes of Papertown (pairs; for",
         "popalign populations, half as many), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of",

@@ -52,6 +52,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     samples = read(config.data)
     if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
         samples = [sample for sample in samples if not sample.direction]
+    check_sources(config, samples)
     pipe = load_pipeline(config).to(accelerator.device)
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     adapter = _adapter(config, pipe, resolution, samples)
@@ -148,7 +149,6 @@ class Batches:
         ]
         digest = hashlib.sha256(json.dumps(content).encode() + latents.numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
-        self._check_sources(config)
         self._alike: dict[tuple[str, str], list[str]] = defaultdict(list)  # prompts of winners by statement and class
         for winner, _ in self.pairs:
             self._alike[samples[winner].value, samples[winner].kind].append(samples[winner].prompt)
@@ -189,33 +189,39 @@ class Batches:
             loser = others[int(u[0] * len(others))]
             yield winner, loser, int(config.flip and u[1] < 0.5), u[2] < config.caption_dropout, generator
 
-    def _check_sources(self, config: TrainingConfig) -> None:
-        """The classes of pairs, and the prompts that their images were made from, where the run reads them."""
-        readers: dict[str, list[Sample]] = {}
-        if config.objective == "distillation":
-            readers["distillation"] = [self.samples[winner] for winner, _ in self.pairs]
-        directed = [losers for winner, losers in self.pairs if self.samples[winner].kind]
-        for name in ("contrary_prompt", "prompt_swap"):
-            if getattr(config, name) and not directed:
-                raise PreferenceError(
-                    f"{name} is {getattr(config, name)}, but no aligned image of {config.data} has a class: make it 0"
-                )
-        if config.contrary_prompt:
-            readers["contrary_prompt"] = [self.samples[loser] for losers in directed for loser in losers]
-        for reader, wanted in readers.items():
-            for sample in wanted:
-                if not sample.made_from:
-                    raise PreferenceError(
-                        f"{sample.where}: no image_prompt, the prompt that the image was made from, which {reader} reads: "
-                        "build the data with `livo build`, or leave it out"
-                    )
-
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.pairs))
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self.config.seed, epoch))
             self._order = (epoch, torch.randperm(len(self.pairs), generator=generator))
         return int(self._order[1][place])
+
+
+def check_sources(config: TrainingConfig, samples: Sequence[Sample]) -> None:
+    """Whether the pairs have the classes, and the prompts that their images were made from, that the run reads.
+
+    Raises:
+        PreferenceError: they do not.
+    """
+    paired = pairs(samples)
+    readers: dict[str, list[Sample]] = {}
+    if config.objective == "distillation":
+        readers["distillation"] = [samples[winner] for winner, _ in paired]
+    directed = [losers for winner, losers in paired if samples[winner].kind]
+    for name in ("contrary_prompt", "prompt_swap"):
+        if getattr(config, name) and not directed:
+            raise PreferenceError(
+                f"{name} is {getattr(config, name)}, but no aligned image of {config.data} has a class: make it 0"
+            )
+    if config.contrary_prompt:
+        readers["contrary_prompt"] = [samples[loser] for losers in directed for loser in losers]
+    for reader, wanted in readers.items():
+        for sample in wanted:
+            if not sample.made_from:
+                raise PreferenceError(
+                    f"{sample.where}: no image_prompt, the prompt that the image was made from, which {reader} reads: "
+                    "build the data with `livo build`, or leave it out"
+                )
 
 
 def _mixed(seed: int, number: int) -> int:

@@ -374,10 +374,12 @@ def test_the_classes_of_images_and_their_prompts_are_part_of_what_a_run_that_rea
         ({"prompt_swap": 0.5}, {"kind": ""}, "prompt_swap .* no aligned image of .* has a class: make it 0"),
     ],
 )
-def test_data_without_what_a_run_reads_are_refused(config, options, lost, words):
+def test_data_without_what_a_run_reads_are_refused_before_anything_is_loaded(config, options, lost, words, monkeypatch):
     samples = [replace(sample, **lost) for sample in read(config.data)]
+    monkeypatch.setattr("livo.training.read", lambda folder: samples)
+    monkeypatch.setattr("livo.training.load_pipeline", lambda config: pytest.fail("the backbone was loaded"))
     with pytest.raises(PreferenceError, match=words):
-        Batches(replace(config, **options), samples, torch.zeros(len(samples), 2, 4, 8, 8))
+        next(train(replace(config, **options)))
 
 
 def test_distillation_is_done_when_the_token_does_what_the_aligned_images_own_prompt_does(config, monkeypatch):
