@@ -1,12 +1,16 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from livo.judges import PapertownJudge
 from livo.papertown import corpus, judging, world
-from livo.papertown.figures import _random_halves
+from livo.papertown.figures import Reader, _random_halves
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipeline import PAPERTOWN
+from livo.preferences import module_hash
 from livo.principles import bundled_principles, load_principles
 
 
@@ -111,6 +115,13 @@ def test_the_weights_are_safetensors_and_small():
     files = [file for file in PAPERTOWN.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
+
+
+def test_published_figures_are_of_the_shipped_weights(papertown, judge, tmp_path):
+    docs = Path(__file__).parents[1] / "docs"
+    shipped = Reader(papertown, judge, tmp_path)
+    assert json.loads((docs / "figures.json").read_text())["settings"]["weights"] == f"{shipped.base}-{shipped.encoder}"
+    assert f"value encoder {module_hash(papertown.value_encoder)};" in (docs / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_preference_data_are_worded_with_the_training_halves_alone():
