@@ -82,13 +82,13 @@ def draw(runs: dict[str, Path], file: Path) -> None:
     FigureCanvasAgg(figure)
     for i, statistic in enumerate(("winner_gain", "loser_push", "accuracy", "drift")):
         axes = figure.add_subplot(1, 4, i + 1)
-        for name, run in runs.items():
+        for j, (name, run) in enumerate(runs.items()):
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             if statistic not in rows[0]:  # distillation pushes nothing away
                 continue
             values = np.array([row[statistic] for row in rows])
             smooth = np.convolve(np.pad(values, (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
-            axes.plot([row["step"] for row in rows], smooth, label=name, linewidth=1.3)
+            axes.plot([row["step"] for row in rows], smooth, label=name, color=f"C{j}", linewidth=1.3)
         axes.set_title(statistic, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
@@ -122,6 +122,7 @@ def write(table: dict[str, dict[str, list[float]]], runs: dict[str, Path], docs:
         "popalign populations, half as many), then held-out careers, places and risk wordings: 8 prompts a column, for careers all of",
         f"them, {IMAGES} images each, means over prompts with 95% bootstrap intervals. Value encoders act by their directions or, as plain",
         "tokens, at the principle's apply rate. A LoRA has neither: it learns from the plain pairs alone and acts on every image.",
+        "Distillation's gain is on what it regresses on, and it pushes nothing away: its curves are not to be compared with the others'.",
         "",
         f"| run | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
