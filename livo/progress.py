@@ -25,28 +25,24 @@ def follow_training(
 
 def follow_build(progress: Iterator, disable: bool = False) -> None:
     """Run a build to its end, a bar for each principle."""
-    bar, name = None, None
-    for now in progress:
-        if now.principle != name:
-            if bar is not None:
-                bar.close()
-            name = now.principle
-            bar = tqdm(total=now.wanted, initial=now.kept, desc=name, unit="pair", mininterval=2, disable=disable)
-        bar.set_postfix(images=now.images, refresh=False)
-        bar.update(now.kept - bar.n)
-    if bar is not None:
-        bar.close()
+    _follow_parts(progress, "principle", "kept", "pair", disable, shown=("images",))
 
 
 def follow_evaluation(progress: Iterator, disable: bool = False) -> None:
     """Run an evaluation to its end, a bar for each method."""
+    _follow_parts(progress, "method", "done", "image", disable)
+
+
+def _follow_parts(progress: Iterator, part: str, done: str, unit: str, disable: bool, shown: Sequence[str] = ()) -> None:
+    """`part` and `done` are the fields of a record that name its part and say how much of `wanted` is there."""
     bar, name = None, None
     for now in progress:
-        if now.method != name:
+        if getattr(now, part) != name:
             if bar is not None:
                 bar.close()
-            name = now.method
-            bar = tqdm(total=now.wanted, desc=name, unit="image", mininterval=2, disable=disable)
-        bar.update(now.done - bar.n)
+            name = getattr(now, part)
+            bar = tqdm(total=now.wanted, initial=getattr(now, done), desc=name, unit=unit, mininterval=2, disable=disable)
+        bar.set_postfix({field: getattr(now, field) for field in shown}, refresh=False)
+        bar.update(getattr(now, done) - bar.n)
     if bar is not None:
         bar.close()
