@@ -163,9 +163,10 @@ class ValueChooser:
         """What was asked for by name: one value, or a tuple of values that act together."""
         if not isinstance(wish, tuple):
             return [self._honour(prompt, wish)]
-        if not wish or None in wish or "auto" in wish or len(set(map(str, wish))) < len(wish):
+        chosen = [self._honour(prompt, one) for one in wish if one is not None and one != "auto"]
+        if not wish or len({decision.statement for decision, _ in chosen}) < len(wish):
             raise ValueError(f"value is {wish!r}: a tuple names principles or statements that act together, each once")
-        return [self._honour(prompt, one) for one in wish]
+        return chosen
 
     def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> Chosen:
         """The same for a value that was asked for by name."""
@@ -183,7 +184,8 @@ class ValueChooser:
             raise ValueError(f"value is {wish!r}: give 'auto', a principle's id or a statement, or None for the base pipeline")
         ids = [principle.id for principle in self.principles]
         if re.fullmatch(r"\w*_\w*", wish) or get_close_matches(wish, ids, cutoff=0.8):
-            raise ValueError(f"no principle has the id {wish!r}: there are {', '.join(ids)}; load a file that has it")
+            there = f"there are {', '.join(ids)}" if ids else "none are loaded"
+            raise ValueError(f"no principle has the id {wish!r}: {there}; load a file that has it (load_value_principles)")
         return ImageDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
 
 

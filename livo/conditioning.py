@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -95,6 +96,19 @@ def join(rows: Sequence[torch.Tensor], scales: Sequence[Sequence[float]]) -> tup
     return torch.stack([nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows]), bias.to(rows[0])
 
 
+_acting: ContextVar[BiasedCrossAttention | None] = ContextVar("acting", default=None)  # whose call runs in this thread, or context
+
+
+@contextmanager
+def acting(attention: BiasedCrossAttention | None) -> Iterator[None]:
+    """Within this context the bias of `attention`, or none, acts on networks that several pipelines share."""
+    before = _acting.set(attention)
+    try:
+        yield
+    finally:
+        _acting.reset(before)
+
+
 class BiasedCrossAttention:
     """Adds a bias to the scores of every cross-attention of the networks it is put on, while one is held.
 
@@ -140,13 +154,16 @@ class BiasedCrossAttention:
         """
         self.bias = bias
         try:
-            yield
+            with acting(self):
+                yield
         finally:
             self.bias = None
 
     def _add(self, module: nn.Module, args: tuple, kwargs: dict):
         bias, keys = self.bias, kwargs.get("encoder_hidden_states")
         if bias is None or keys is None:
+            return None
+        if not torch.compiler.is_compiling() and _acting.get() is not self:  # another pipeline's call on a network that both share
             return None
         queries = kwargs.get("hidden_states", args[0] if args else None)
         keys = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from livo.assignment import ValueLedger
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
-from livo.conditioning import BiasedCrossAttention, cut_off, encode_value, fuse, join, value_text
+from livo.conditioning import BiasedCrossAttention, acting, cut_off, encode_value, fuse, join, value_text
 from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -129,7 +129,8 @@ class ValueMixin(SavedValues):
             given["prompt"] = None  # the base takes one of them
         plan = self._planned(decisions)
         if plan is None:
-            out = super().__call__(*call.args, **call.kwargs)
+            with acting(None):
+                out = super().__call__(*call.args, **call.kwargs)
         else:
             decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
             self._hook()
@@ -142,7 +143,7 @@ class ValueMixin(SavedValues):
             finally:
                 self._plan = None
         if ledger is not None:  # the images are there now
-            for decision in (d for image in decisions for d in (image, *image.also) if d.statement):
+            for decision in (d for image in decisions for d in (image, *image.also) if d.statement and d.scale > 0):
                 ledger.add((decision.prompt, decision.id or decision.statement), [decision.direction or decision.applied])
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
         return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
@@ -156,8 +157,6 @@ class ValueMixin(SavedValues):
                 return self._encode_unpadded(super().encode_prompt, *args, **kwargs)
             embeds, negative, *rest = super().encode_prompt(*args, **kwargs)
         tokens = self._plan.tokens.to(embeds)
-        if len(tokens) != len(embeds):
-            raise ValueError(f"prompt_embeds make {len(embeds)} images and the prompts {len(tokens)}: give a text for each of them")
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
         embeds = fuse(tokens, embeds)
@@ -165,7 +164,12 @@ class ValueMixin(SavedValues):
         return embeds, negative, *rest
 
     def _enter(self, step: int) -> None:
-        """Hold the bias of a step, 1 for the second."""
+        """Hold the bias of a step, 1 for the second.
+
+        Raises:
+            ValueError: a value was to act in a part of the steps that holds none of them.
+        """
+        self._plan.check(self.num_timesteps)
         before = self._attention.bias
         self._attention.bias = self._plan.bias(step / self.num_timesteps, before.shape[-1]).to(before)
 
@@ -225,6 +229,11 @@ class ValueMixin(SavedValues):
             )
         one_each = isinstance(generator, (list, tuple))
         images = len(prompts) * number
+        embeds = None if value is None else given.get("prompt_embeds")
+        if embeds is not None and len(embeds) != len(prompts):
+            raise ValueError(
+                f"prompt_embeds make {len(embeds) * number} images and the prompts {images}: give a text for each of them"
+            )
         if one_each and len(generator) != images:
             raise ValueError(f"{len(generator)} generators for {images} images: give one for all, or one each")
         seeds = [(self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i) for i in range(len(prompts))]

@@ -25,6 +25,15 @@ class Plan:
                 self.tokens[i, self.each * j : self.each * (j + 1)] = encoded[value_text(decision.statement, decision.prompt)]
         self.changes = any((d.start, d.end) != (0, 1) for row in rows for d in row)
 
+    def check(self, steps: int) -> None:
+        """Raises ValueError where a value was to act in a part of the `steps` that holds none of them."""
+        for decision in (d for row in self.rows for d in row):
+            if not any(decision.start <= step / steps < decision.end for step in range(steps)):
+                raise ValueError(
+                    f"value_start {decision.start:g} and value_end {decision.end:g} hold none of the {steps} steps, so "
+                    f"{decision.statement!r} would do nothing: widen them, or take more steps"
+                )
+
     def scales(self, image: int, share: float) -> list[float]:
         """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""
         found = [d.scale if d.start <= share < d.end else 0.0 for d in self.rows[image] for _ in range(self.each)]

@@ -68,7 +68,7 @@ class ValuePrinciple:
         for name in ("id", "statement"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise PrincipleError(f"{name} is {value!r}: give it at least one word")
+                raise PrincipleError(f"{name} is {value!r}: give it at least one word, in quotes where YAML reads something else")
         if self.id.lower() in RESERVED:
             raise PrincipleError(f"id is {self.id!r}, which means something else where a value is chosen: choose another")
         if self.kind not in KINDS:
@@ -89,6 +89,8 @@ class ValuePrinciple:
             if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
                 raise PrincipleError(f"{name} is {value!r}: give a list of texts")
             object.__setattr__(self, name, tuple(value))
+        if both := set(self.exemplars) & set(self.counter_exemplars):
+            raise PrincipleError(f"counter_exemplars has {sorted(both)[0]!r}, which is an exemplar too: keep one")
         if self.forbidden_by is None:
             object.__setattr__(self, "forbidden_by", (RISK, "gender", "race", "named") if self.kind == "debias" else ())
         for name, known in (("called_by", FACETS), ("forbidden_by", (*FACETS, RISK))):
@@ -148,6 +150,8 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
     """
     if isinstance(source, (str, Path)):
         found = [pair for file in _files(Path(source)) for pair in _read(file)]
+    elif isinstance(source, ValuePrinciple) or not isinstance(source, Iterable):
+        raise PrincipleError(f"principles are {source!r}: give a file, a folder, or a list of ValuePrinciple")
     else:
         found = [("the given list", principle) for principle in source]
         for _, principle in found:
@@ -174,7 +178,7 @@ def load_target(source: str | Path) -> dict[str, float]:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError:
         raise PrincipleError(f"target {path}: no such file of shares") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise PrincipleError(f"target {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(data, Mapping) and entry:
         if entry not in data:
@@ -223,13 +227,17 @@ def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
         raise PrincipleError(f"{file}:{line}: a principle is a mapping that starts with `id:`, not {node.value!r}")
     known = list(ValuePrinciple.__dataclass_fields__)
     lines: dict[str, int] = {}
-    for key, _ in node.value:
+    for key, value in node.value:
         line = key.start_mark.line + 1
         if key.value not in known:
             raise PrincipleError(f"{file}:{line}: unknown key {key.value!r}: a principle has {', '.join(known)}")
         if key.value in lines:
             raise PrincipleError(f"{file}:{line}: {key.value!r} stands twice in one principle; keep one")
         lines[key.value] = line
+        if isinstance(value, yaml.MappingNode):
+            names = [name.value for name, _ in value.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise PrincipleError(f"{file}:{line}: {key.value} has {twice[0]!r} twice; keep one")
     try:
         values: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
     except (yaml.YAMLError, ValueError) as error:

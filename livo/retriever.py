@@ -256,9 +256,14 @@ class ValueRetriever:
         return thresholds
 
     def warnings(self) -> list[str]:
-        """What in the principles is likely a mistake: exemplars that two principles of different kinds share, principles that are too
-        close, and counter-exemplars that the retriever would get wrong."""
-        notes = []
+        """What in the principles is likely a mistake: a debias principle that no facet calls, exemplars that two principles of different
+        kinds share, principles that are too close, and counter-exemplars that the retriever would get wrong."""
+        notes = [
+            f"{p.id} has no called_by: its nearest exemplars alone decide, so it may go to things and miss people that are far from them; "
+            "write `called_by: [person]` if it is about people"
+            for p in self.principles
+            if p.kind == "debias" and not p.called_by and self.heads is not None
+        ]
         for i, p in enumerate(self.principles):
             for q in self.principles[i + 1 :]:
                 if p.kind == q.kind == "debias":

@@ -388,6 +388,7 @@ class Log:
         self.file, self.main, self.writer, self.lines = run / "metrics.jsonl", main, None, 0
         if not main:
             return
+        sweep(run)
         try:
             from torch.utils.tensorboard import SummaryWriter
 

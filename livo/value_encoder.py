@@ -225,12 +225,12 @@ def vocabulary_hash(tokenizer: CLIPTokenizer) -> str:
 def encoder_hash(encoder: CLIPTextModel) -> str | None:
     """A short hash of the weights in half precision, the same in every dtype that holds it; None where they are offloaded.
 
-    It is remembered as long as the weights are not written to.
+    It is remembered as long as the weights are not written to or replaced (writing in place through `.data` goes unseen).
     """
     tensors = list(encoder.state_dict().values())
     if any(tensor.is_meta for tensor in tensors):
         return getattr(encoder, "_livo_hash", (None, None))[1]
-    versions = [parameter._version for parameter in encoder.parameters()]
+    versions = [(parameter.data_ptr(), parameter._version) for parameter in encoder.parameters()]
     known = getattr(encoder, "_livo_hash", None)
     if known is None or known[0] != versions:
         digest = hashlib.sha256()

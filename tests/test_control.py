@@ -1,6 +1,8 @@
 """How values are controlled: strength, step ranges, embeddings, long prompts, layouts. The diffusers pipeline is the reference."""
 
 import logging
+from copy import deepcopy
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -109,6 +111,13 @@ def test_a_range_that_is_none_is_refused(pipe, start, end):
         draw(pipe, WARRIOR, value_start=start, value_end=end)
 
 
+@pytest.mark.parametrize(("start", "end", "steps"), [(0.2, 0.8, 1), (0.3, 0.4, 4), (0.9, 1.0, 4)])
+def test_a_range_that_holds_no_step_is_refused_and_not_passed_over(pipe, start, end, steps):
+    with pytest.raises(ValueError, match=f"value_start {start} and value_end .* hold none of the {steps} steps.*widen them"):
+        draw(pipe, WARRIOR, value_start=start, value_end=end, num_inference_steps=steps)
+    assert np.array_equal(draw(pipe, WARRIOR), draw(pipe, WARRIOR, value_start=0.0, value_end=1.0))
+
+
 # --- several values -------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +135,43 @@ def test_values_that_work_against_each_other_are_reported(pipe, caplog):
     assert pipe(DOCTOR, value=("bloody", "any words"), **FAST).decisions[0].conflicts == ()
 
 
+@pytest.mark.parametrize("twice", [("bloody", BLOODY), ("bloody", "bloody"), (PRINCIPLES[0], PRINCIPLES[0].id)])
+def test_a_value_is_asked_for_once_by_whatever_name(pipe, twice):
+    with pytest.raises(ValueError, match="each once"):
+        draw(pipe, WARRIOR, value=twice)
+
+
+# --- pipelines that share a network ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(  # a base pipeline that is called within our call cannot tell whose call it is
+    ("other", "nested"),
+    [("base", False), *((f"ours {how} a value", nested) for how in ("with", "without") for nested in (False, True))],
+)
+def test_pipelines_that_share_a_network_act_on_their_own_calls_alone(pipe, base, other, nested):
+    second = StableDiffusionPipeline(**base.components) if other == "base" else LiVOPipeline.from_pipe(pipe)
+    second.register_modules(unet=pipe.unet, scheduler=deepcopy(pipe.scheduler))
+    second.set_progress_bar_config(disable=True)
+    how = {"value": None if other == "ours without a value" else "gender_equality", "value_scale": 0.5}
+
+    def preview():
+        return draw(second, CAT, num_inference_steps=2, **({} if other == "base" else how))
+
+    alone, own, seen = draw(pipe, WARRIOR), preview(), []
+
+    def meanwhile(pipe, step, timestep, inputs):
+        if nested:
+            seen.append(preview())
+        else:
+            thread = Thread(target=lambda: seen.append(preview()))
+            thread.start()
+            thread.join()
+        return {}
+
+    assert np.array_equal(draw(pipe, WARRIOR, callback_on_step_end=meanwhile), alone)
+    assert len(seen) == 4 and all(np.array_equal(images, own) for images in seen)
+
+
 # --- embeddings, guidance, and what the base takes ----------------------------------------------------------------------
 
 
@@ -137,8 +183,9 @@ def test_given_embeddings_take_values_by_the_text_beside_them(pipe, base):
     assert np.abs(ours - draw(base, **given)).max() > 1e-3
     with pytest.raises(ValueError, match="pass `prompt` beside `prompt_embeds`"):
         draw(pipe, **given)
-    with pytest.raises(ValueError, match="make 1 images and the prompts 2"):
-        draw(pipe, [WARRIOR] * 2, **given)
+    for prompt in (WARRIOR, CAT):  # whether a value applies or not
+        with pytest.raises(ValueError, match="make 1 images and the prompts 2"):
+            draw(pipe, [prompt] * 2, **given)
 
 
 def test_embeddings_without_guidance_take_values(pipe):

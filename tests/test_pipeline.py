@@ -351,6 +351,9 @@ def test_single_image_calls_meet_the_target_together_with_a_ledger(pipe):
     ledger, quick = ValueLedger(), {"num_inference_steps": 1, "output_type": "latent"}
     given = [pipe(DOCTOR, value="tones", ledger=ledger, **quick).decisions[0].direction for _ in range(10)]
     assert sorted(given) == sorted("aabbccddee")
+    before = {key: dict(counts) for key, counts in ledger.given.items()}
+    pipe(DOCTOR, value="tones", value_scale=0, ledger=ledger, **quick)  # nothing is given
+    assert {key: dict(counts) for key, counts in ledger.given.items()} == before
     pipe.value_encoder.config.value_statements = None
     plain = [pipe(WARRIOR, value="tones", ledger=ledger, **quick).decisions[0].applied for _ in range(10)]
     assert sum(plain) == 5

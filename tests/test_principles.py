@@ -89,6 +89,24 @@ def test_a_missing_path_and_an_empty_folder_are_named(tmp_path):
         load_principles(tmp_path)
 
 
+def test_a_text_is_an_exemplar_or_a_counter_exemplar():
+    with pytest.raises(PrincipleError, match="counter_exemplars has 'a dog', which is an exemplar too"):
+        ValuePrinciple("a", "b", "detoxify", exemplars=["a cat", "a dog"], counter_exemplars=["a dog"])
+
+
+@pytest.mark.parametrize("source", [None, 5, ValuePrinciple("a", "b", "detoxify", exemplars=["a dog"])])
+def test_what_are_no_principles_is_told(source):
+    with pytest.raises(PrincipleError, match="give a file, a folder, or a list of ValuePrinciple"):
+        load_principles(source)
+
+
+@pytest.mark.parametrize("name", ["attributes", "directions", "target"])
+def test_a_class_that_stands_twice_is_refused_with_its_line(tmp_path, name):
+    text = "id: a\nkind: debias\nstatement: x\nexemplars: [y]\n" + f"{name}: {{m: 0.5, f: 0.5, m: 0.7}}\n"
+    with pytest.raises(PrincipleError, match=f":5: {name} has 'm' twice; keep one"):
+        load_principles(write(tmp_path, text))
+
+
 def test_a_target_is_even_unless_it_is_given(tmp_path):
     (even,) = load_principles(write(tmp_path, TOWARDS))
     assert even.shares == {"x": 0.5, "y": 0.5} and even.target == {}
@@ -98,12 +116,14 @@ def test_a_target_is_even_unless_it_is_given(tmp_path):
 
 def test_a_target_may_name_a_file_of_shares_beside_the_principles(tmp_path):
     write(tmp_path, "norway: {x: 0.9, y: 0.1}\nchile: {x: 0.4, y: 0.6}\n", "census.yaml")
+    write(tmp_path, "x: 2020-13-45\n", "dates.yaml")
     (principle,) = load_principles(write(tmp_path, TOWARDS + "target: census.yaml#chile\n"))
     assert principle.shares == {"x": 0.4, "y": 0.6}
     for entry, words in (
         ("census.yaml#peru", "norway, chile"),
         ("census.yaml", "census.yaml#norway"),
         ("absent.yaml", "no such file"),
+        ("dates.yaml", "target .*dates.yaml: not valid YAML: month"),
     ):
         with pytest.raises(PrincipleError, match=words):
             load_principles(write(tmp_path, TOWARDS + f"target: {entry}\n"))

@@ -87,7 +87,14 @@ def test_the_hash_of_an_encoder_tells_weights_apart_and_dtypes_not(pipe):
     assert encoder_hash(encoder.half().float()) == name
     with torch.no_grad():
         next(encoder.parameters()).mul_(1.01)
-    assert encoder_hash(encoder) != name
+    changed = encoder_hash(encoder)
+    assert changed != name
+    encoder.load_state_dict({name: 1.01 * tensor for name, tensor in encoder.state_dict().items()}, assign=True)
+    replaced = encoder_hash(encoder)
+    assert replaced not in (name, changed)
+    first = next(encoder.parameters())
+    first.data = 1.01 * first.data
+    assert encoder_hash(encoder) not in (name, changed, replaced)
 
 
 # --- livo env -------------------------------------------------------------------------------------------------------------

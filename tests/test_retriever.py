@@ -288,7 +288,13 @@ def test_likely_mistakes_in_principles_are_named(paper):
     wrong = ValuePrinciple(
         id="kitchens", statement="kitchens", exemplars=WEAPONS.exemplars, counter_exemplars=("a rifle on a wall",)
     )
-    notes = paper.with_principles([*paper.principles, twin, wrong]).warnings()
+    age = ValuePrinciple(id="age", statement="age equality", kind="debias", exemplars=("a baker", "a pilot in the cockpit"))
+    notes = paper.with_principles([*paper.principles, twin, wrong, age]).warnings()
+    assert (
+        [note for note in notes if "no called_by" in note]
+        == [note for note in notes if note.startswith("age has no called_by")]
+        != []
+    )
     assert any("'a bloody warrior' of bloody and 'a bloody warrior' of gore" in note for note in notes)
     assert any("gore is too close to" in note or "is too close to gore" in note for note in notes)
     assert any("counter-exemplar 'a rifle on a wall' of kitchens" in note for note in notes)

@@ -112,7 +112,10 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_weights_bit_for_bit(co
         jobs = train(again)
         list(itertools.islice(jobs, stop))
         jobs.close()
+        leftover = tmp_path / f"stopped-{stop}" / "curves.png.4194305.partial"  # of a process that is no more
+        leftover.touch()
         rest = list(train(again, resume=True))
+        assert not leftover.exists()
         assert [r["loss"] for r in rest] == [r["loss"] for r in whole[-len(rest) :]]
         assert same(weights(again), weights(config))
         log = [json.loads(line) for line in (tmp_path / f"stopped-{stop}" / "metrics.jsonl").read_text().splitlines()]
