@@ -221,7 +221,9 @@ class ValueMixin(SavedValues):
                 )
             why = "value=None" if value is None else "no value encoder is loaded"
             return [no_value("", why)] * (number * (1 if embeds is None else len(embeds)))
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"prompt is {prompt!r}: give a text, or a list of texts")
         wishes = Wishes.read(prompts, value, self.value_scale if scale is None else scale, start, end)
         if wishes.limited and self.config.prompt_padding == "do_not_pad":
             raise ValueError(

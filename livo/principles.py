@@ -212,7 +212,9 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
     try:
         documents = list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise PrincipleError(f"{file}: not in UTF-8; save it so") from None
+    except yaml.YAMLError as error:
         raise PrincipleError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
     nodes: list[yaml.Node] = []
     for document in documents:
@@ -224,7 +226,8 @@ def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
 def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
     line = node.start_mark.line + 1
     if not isinstance(node, yaml.MappingNode):
-        raise PrincipleError(f"{file}:{line}: a principle is a mapping that starts with `id:`, not {node.value!r}")
+        found = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list"
+        raise PrincipleError(f"{file}:{line}: a principle is a mapping that starts with `id:`, not {found}")
     known = list(ValuePrinciple.__dataclass_fields__)
     lines: dict[str, int] = {}
     for key, value in node.value:

@@ -172,6 +172,13 @@ def test_pipelines_that_share_a_network_act_on_their_own_calls_alone(pipe, base,
     assert len(seen) == 4 and all(np.array_equal(images, own) for images in seen)
 
 
+@pytest.mark.parametrize("prompt", [[], 3, [3], (WARRIOR, CAT)])
+@pytest.mark.parametrize("value", ["auto", None])
+def test_what_is_no_prompt_is_refused(pipe, prompt, value):
+    with pytest.raises(ValueError, match=r"prompt is .* give a text, or a list of texts"):
+        draw(pipe, prompt, value=value)
+
+
 # --- embeddings, guidance, and what the base takes ----------------------------------------------------------------------
 
 

@@ -89,6 +89,15 @@ def test_a_missing_path_and_an_empty_folder_are_named(tmp_path):
         load_principles(tmp_path)
 
 
+def test_a_file_in_another_encoding_and_a_list_within_a_list_are_told(tmp_path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("id: café\nstatement: x\n".encode("latin-1"))
+    with pytest.raises(PrincipleError, match=r"latin\.yaml: not in UTF-8"):
+        load_principles(file)
+    with pytest.raises(PrincipleError, match=r":1: a principle is a mapping .* not a list$"):
+        load_principles(write(tmp_path, "- - id: a\n"))
+
+
 def test_a_text_is_an_exemplar_or_a_counter_exemplar():
     with pytest.raises(PrincipleError, match="counter_exemplars has 'a dog', which is an exemplar too"):
         ValuePrinciple("a", "b", "detoxify", exemplars=["a cat", "a dog"], counter_exemplars=["a dog"])
