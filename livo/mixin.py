@@ -169,7 +169,8 @@ class ValueMixin(SavedValues):
         Raises:
             ValueError: a value was to act in a part of the steps that holds none of them.
         """
-        self._plan.check(self.num_timesteps)
+        if step == 1:  # how many steps there are is known from the first on
+            self._plan.check(self.num_timesteps)
         before = self._attention.bias
         self._attention.bias = self._plan.bias(step / self.num_timesteps, before.shape[-1]).to(before)
 

@@ -96,10 +96,10 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
             log.write({"step": last["step"], **found})
             last = last | found
         yield last
+    trained = dict(adapter.trainable())
     with torch.no_grad():  # WiSE-FT (Wortsman et al., arXiv 2109.01903): what was there before holds where training never looked
-        for name, parameter in adapter.trainable():
-            if start:
-                parameter.lerp_(start[name], 1 - config.interpolate)
+        for name, before in start.items():
+            trained[name].lerp_(before, 1 - config.interpolate)
     if accelerator.is_main_process:
         record["metrics"] = last or log.last()
         _finish(run, config, adapter, record, samples)

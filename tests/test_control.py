@@ -152,7 +152,7 @@ def test_pipelines_that_share_a_network_act_on_their_own_calls_alone(pipe, base,
     second = StableDiffusionPipeline(**base.components) if other == "base" else LiVOPipeline.from_pipe(pipe)
     second.register_modules(unet=pipe.unet, scheduler=deepcopy(pipe.scheduler))
     second.set_progress_bar_config(disable=True)
-    how = {"value": None if other == "ours without a value" else "gender_equality", "value_scale": 0.5}
+    how = {"value": None if other == "ours without a value" else "bloody", "value_scale": 0.5}
 
     def preview():
         return draw(second, CAT, num_inference_steps=2, **({} if other == "base" else how))
