@@ -152,24 +152,31 @@ def test_pipelines_that_share_a_network_act_on_their_own_calls_alone(pipe, base,
     second = StableDiffusionPipeline(**base.components) if other == "base" else LiVOPipeline.from_pipe(pipe)
     second.register_modules(unet=pipe.unet, scheduler=deepcopy(pipe.scheduler))
     second.set_progress_bar_config(disable=True)
-    how = {"value": None if other == "ours without a value" else "bloody", "value_scale": 0.5}
+    how = {} if other == "base" else {"value": None if other == "ours without a value" else "bloody", "value_scale": 0.5}
 
-    def preview():
-        return draw(second, CAT, num_inference_steps=2, **({} if other == "base" else how))
+    def ours(**more):
+        return draw(pipe, WARRIOR, **more)
 
-    alone, own, seen = draw(pipe, WARRIOR), preview(), []
+    def theirs(**more):
+        return draw(second, CAT, **how, **more)
 
-    def meanwhile(pipe, step, timestep, inputs):
-        if nested:
-            seen.append(preview())
-        else:
-            thread = Thread(target=lambda: seen.append(preview()))
-            thread.start()
-            thread.join()
-        return {}
+    def check(outer, inner):
+        alone, own, seen = outer(), inner(), []
 
-    assert np.array_equal(draw(pipe, WARRIOR, callback_on_step_end=meanwhile), alone)
-    assert len(seen) == 4 and all(np.array_equal(images, own) for images in seen)
+        def meanwhile(pipe, step, timestep, inputs):
+            if nested:
+                seen.append(inner())
+            else:
+                thread = Thread(target=lambda: seen.append(inner()))
+                thread.start()
+                thread.join()
+            return {}
+
+        assert np.array_equal(outer(callback_on_step_end=meanwhile), alone)
+        assert len(seen) == 4 and all(np.array_equal(images, own) for images in seen)
+
+    check(ours, theirs)
+    check(theirs, ours)
 
 
 @pytest.mark.parametrize("prompt", [[], 3, [3], (WARRIOR, CAT)])
