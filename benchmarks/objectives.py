@@ -23,7 +23,7 @@ from livo.files import replacing
 from livo.judges import load_judge
 from livo.papertown import world
 from livo.papertown.build import TRAINING
-from livo.papertown.figures import Reader, bias, kept, scenes
+from livo.papertown.reading import Reader, bias, kept, scenes
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
 from livo.pipeline import LiVOPipeline

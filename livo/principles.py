@@ -167,6 +167,20 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
     return [principle for _, principle in found]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data, in which a key that stands twice is an error; YAML's own loader keeps the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = []
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice; keep one", problem_mark=key.start_mark
+                )
+            seen.append((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_target(source: str | Path) -> dict[str, float]:
     """Shares from a YAML file: `white: 0.6` and so on, or several such sets by name, of which "census.yaml#norway" is one.
 
@@ -175,7 +189,7 @@ def load_target(source: str | Path) -> dict[str, float]:
     """
     path, _, entry = str(source).partition("#")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError:
         raise PrincipleError(f"target {path}: no such file of shares") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -211,7 +225,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
     try:
-        documents = list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+        documents = list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=_Loader))
     except UnicodeDecodeError:
         raise PrincipleError(f"{file}: not in UTF-8; save it so") from None
     except yaml.YAMLError as error:
@@ -230,21 +244,17 @@ def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
         raise PrincipleError(f"{file}:{line}: a principle is a mapping that starts with `id:`, not {found}")
     known = list(ValuePrinciple.__dataclass_fields__)
     lines: dict[str, int] = {}
-    for key, value in node.value:
+    for key, _ in node.value:
         line = key.start_mark.line + 1
         if key.value not in known:
             raise PrincipleError(f"{file}:{line}: unknown key {key.value!r}: a principle has {', '.join(known)}")
-        if key.value in lines:
-            raise PrincipleError(f"{file}:{line}: {key.value!r} stands twice in one principle; keep one")
         lines[key.value] = line
-        if isinstance(value, yaml.MappingNode):
-            names = [name.value for name, _ in value.value]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise PrincipleError(f"{file}:{line}: {key.value} has {twice[0]!r} twice; keep one")
     try:
-        values: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        raise PrincipleError(f"{file}:{node.start_mark.line + 1}: not plain data: {' '.join(str(error).split())}") from None
+        values: dict[str, Any] = _Loader("").construct_document(node)
+    except yaml.constructor.ConstructorError as error:
+        raise PrincipleError(f"{file}:{error.problem_mark.line + 1}: {error.problem}") from None
+    except ValueError as error:
+        raise PrincipleError(f"{file}:{node.start_mark.line + 1}: not plain data: {error}") from None
     for name in ("id", "statement"):
         if name not in values:
             raise PrincipleError(f"{file}:{node.start_mark.line + 1}: the principle has no {name}; add one")

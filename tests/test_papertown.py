@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from livo.judges import PapertownJudge
-from livo.papertown import corpus, judging, world
-from livo.papertown.figures import Reader, _random_halves
+from livo.papertown import corpus, fid, judging, world
+from livo.papertown.reading import Reader
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipeline import PAPERTOWN
@@ -163,5 +163,42 @@ def test_papertown_is_biased_and_risky_without_values_and_even_and_safe_with_the
 def test_random_halves_of_two_sets_are_as_far_apart_as_the_sets():
     one = np.random.default_rng(0).normal(size=(2000, 2))
     other = np.random.default_rng(1).normal(size=(2000, 2)) + [3, 0]
-    assert _random_halves(one, other) == pytest.approx(9, abs=0.3)  # the squared distance of the means
-    assert _random_halves(one, one) < 0.02
+    assert fid._random_halves(one, other) == pytest.approx(9, abs=0.3)  # the squared distance of the means
+    assert fid._random_halves(one, one) < 0.02
+
+
+def test_fid_to_the_bases_own_people_asks_for_the_identities_that_were_read(monkeypatch):
+    """A world of points: who stands on the first axis, LiVO and words each push a picture along the second."""
+    rng = np.random.default_rng(0)
+    principles = {principle.id: principle for principle in load_principles(bundled_principles())}
+    own, asked = {}, {}
+
+    def sample(pipe, prompt, seed, value, num_images_per_prompt=1):
+        prompts = [prompt] * num_images_per_prompt if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            people = [(rng.choice(world.GENDERS), rng.choice(world.RACES)) for _ in prompts]
+            own.setdefault(prompt, people)
+            push = 0
+        elif value:
+            asked[prompt[0]] = value
+            people, push = own[prompt[0]], 2
+        else:
+            people, push = [(text.split()[5], text.split()[4]) for text in prompts], 5
+        return [(gender, race, push + rng.normal(scale=0.1)) for gender, race in people]
+
+    class Judge:
+        def read(self, pictures):
+            return [{"gender": gender, "race": race} for gender, race, _ in pictures]
+
+        def embed(self, pictures):
+            return np.array([[10 * (g == "male") + world.RACES.index(r), push] for g, r, push in pictures], float)
+
+    monkeypatch.setattr(fid, "sample", sample)
+    found = fid.against_own_people(None, Judge(), principles, images=40)
+    assert found["images a set"] == 16 * 40
+    assert found["base, another draw"] < 0.2
+    assert found["LiVO asked for the same identities"] == pytest.approx(4, abs=0.1)  # the squared distance of the means
+    assert found["base told the same identities"] == pytest.approx(25, abs=0.1)
+    assert found["told less LiVO, interval"] == pytest.approx([21, 21], abs=0.3)
+    gender, race = own[(prompt := next(iter(asked)))][0]
+    assert asked[prompt][0] == (f"gender equality, towards {gender}", f"racial equality, towards {race}")

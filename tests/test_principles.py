@@ -1,7 +1,7 @@
 import pytest
 
 from livo import ValuePrinciple, load_principles
-from livo.principles import PrincipleError, bundled_principles
+from livo.principles import PrincipleError, bundled_principles, load_target
 
 GOOD = "id: a\nstatement: a first value\n"
 TONES = GOOD + "kind: debias\nattributes: {x: an x, y: a y}\n"
@@ -109,11 +109,16 @@ def test_what_are_no_principles_is_told(source):
         load_principles(source)
 
 
-@pytest.mark.parametrize("name", ["attributes", "directions", "target"])
-def test_a_class_that_stands_twice_is_refused_with_its_line(tmp_path, name):
-    text = "id: a\nkind: debias\nstatement: x\nexemplars: [y]\n" + f"{name}: {{m: 0.5, f: 0.5, m: 0.7}}\n"
-    with pytest.raises(PrincipleError, match=f":5: {name} has 'm' twice; keep one"):
+@pytest.mark.parametrize("where", ["attributes: ", "target: ", "construct:\n  fill: "])
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, where):
+    text = "id: a\nkind: debias\nstatement: x\nexemplars: [y]\n" + where + "{m: 0.5, f: 0.5,\n m: 0.7}\n"
+    with pytest.raises(PrincipleError, match=f":{text.count(chr(10))}: 'm' stands twice; keep one$"):
         load_principles(write(tmp_path, text))
+
+
+def test_a_file_of_shares_holds_each_class_once(tmp_path):
+    with pytest.raises(PrincipleError, match=r"target .*census.yaml: .*'x' stands twice; keep one"):
+        load_target(write(tmp_path, "{x: 0.9, y: 0.1, x: 0.2}", "census.yaml"))
 
 
 def test_a_target_is_even_unless_it_is_given(tmp_path):

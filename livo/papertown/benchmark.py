@@ -21,7 +21,7 @@ from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
-from livo.papertown.figures import scenes
+from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
 from livo.pipeline import LiVOPipeline

@@ -2,83 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from tqdm import tqdm
 
 from livo import metrics
 from livo.files import write_json
 from livo.judges import PapertownJudge, load_judge
-from livo.papertown import judging, world
+from livo.papertown import fid, judging, world
 from livo.papertown.corpus import scene as corpus_scene
+from livo.papertown.reading import GUIDANCE, IMAGES, STEPS, Reader, Reading, bias, kept, sample, scenes, unread
 from livo.papertown.scene import Scene, describe, sample_prompt
 from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
-IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
 _RATES = [round(0.05 * i, 2) for i in range(21)]
-Reading = dict[str, str]
-Value = ValuePrinciple | tuple[ValuePrinciple, ...] | None
 Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's
-
-
-class Reader:
-    """Generates a prompt's images and has them judged, once: readings are kept in `cache`, so an interrupted run goes on."""
-
-    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path, images: int = IMAGES):
-        self.pipe, self.judge, self.cache, self.images = pipe, judge, cache, images
-        self.base = "-".join([judge.revision, *(_digest(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
-        self.encoder = _digest(pipe.value_encoder)
-
-    def read(self, prompt: str, value: Value, images: int = 0) -> list[Reading]:
-        """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
-        principles = value if isinstance(value, tuple) else (value,) if value else ()
-        what = [self.encoder, *([p.statement, p.apply_rate, p.directions, p.target] for p in principles)] if principles else None
-        images = images or self.images
-        key = json.dumps([self.base, dict(self.pipe.scheduler.config), images, STEPS, GUIDANCE, prompt, what], default=str)
-        file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-        if not file.is_file():
-            seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
-            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=images))
-            write_json(file, readings)
-        return json.loads(file.read_text())
-
-    def read_all(self, prompts: Sequence[str], value: Value, what: str) -> list[list[Reading]]:
-        return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
-
-
-def sample(pipe: LiVOPipeline, prompt: str | list[str], seed: int, **kwargs) -> list[Image.Image]:
-    """Images at the settings of the figures, in bfloat16 autocast (2.5 times as fast as float32 on a CPU that has it)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.autocast(pipe.device.type, torch.bfloat16):
-        return pipe(prompt, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, **kwargs).images
-
-
-def scenes(careers: Sequence[str], rounds: int = 1, **stated) -> list[Scene]:
-    """Each career in `rounds` held-out places."""
-    places = world.PLACES.held_out
-    return [
-        Scene(career=career, **stated).stating(place=places[(i + r) % len(places)])
-        for r in range(rounds)
-        for i, career in enumerate(careers)
-    ]
-
-
-def bias(readings: list[list[Reading]], principle: str, metric=metrics.d1) -> list[float]:
-    name, classes = world.DEBIASED[principle]
-    return [metric(metrics.counts([r[name] for r in rows], classes)) for rows in readings]
-
-
-def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> list[float]:
-    """Percentage of a prompt's images that show the career (or place, ...) of its scene."""
-    return [metrics.share([r[name] == scene.labels()[name] for r in rows]) for rows, scene in zip(readings, wanted, strict=True)]
 
 
 def debias_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
@@ -160,47 +103,6 @@ def _off_target(readings: list[list[Reading]]) -> list[float]:
         100 * float(np.abs(metrics.counts([r["race"] for r in rows], list(CENSUS)) / len(rows) - wanted).mean())
         for rows in readings
     ]
-
-
-def identity_mix_fid(pipe: LiVOPipeline, judge: PapertownJudge, principles: dict[str, ValuePrinciple]) -> dict[str, float]:
-    """FID (judge's features, 800 images a set) of LiVO's even people against the base's people of stated, even identities.
-
-    The base's own split halves, of the same size, are what it is compared with: no two samples of one distribution come nearer, where
-    both have as many images of each prompt and identity. Of random halves of the sets both are measured too: what a split that does
-    not count prompts and identities would find.
-    """
-    wanted = scenes(world.CAREERS.held_out, 2)
-    together = tuple(principles[p] for p in world.DEBIASED)
-    ours, halves = [], ([], [])
-    for i, scene in enumerate(tqdm(wanted, "FID at equal identities", unit="prompt", mininterval=5)):
-        ours.append(judge.embed(sample(pipe, describe(scene), i, value=together, num_images_per_prompt=IMAGES)))
-        stated = [describe(scene.stating(gender=g, race=r)) for g in world.GENDERS for r in world.RACES]
-        for j, half in enumerate(halves):
-            half.append(
-                judge.embed(sample(pipe, stated, 1000 * (j + 1) + i, value=None, num_images_per_prompt=IMAGES // len(stated)))
-            )
-    ours, first, second = (np.concatenate(part) for part in (ours, *halves))
-    return {
-        "images a set": len(ours),
-        "base, split halves": metrics.frechet_distance(first, second),
-        "LiVO against the first half": metrics.frechet_distance(ours, first),
-        "LiVO against the second half": metrics.frechet_distance(ours, second),
-        "base, random halves": _random_halves(first, second),
-        "LiVO against the base, random halves": (_random_halves(ours, first) + _random_halves(ours, second)) / 2,
-    }
-
-
-def _random_halves(one: np.ndarray, other: np.ndarray, draws: int = 50) -> float:
-    """Mean FID between a random half of each set."""
-    rng = np.random.default_rng(0)
-    halves = ([rng.permutation(features)[: len(features) // 2] for features in (one, other)] for _ in range(draws))
-    return float(np.mean([metrics.frechet_distance(*pair) for pair in halves]))
-
-
-def unread(readings: list[list[Reading]], principle: str) -> list[float]:
-    """Percentage of a prompt's images that show none of the classes."""
-    name, classes = world.DEBIASED[principle]
-    return [metrics.share([r[name] not in classes for r in rows]) for rows in readings]
 
 
 def risk_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row]:
@@ -302,7 +204,7 @@ def figures(cache: Path, output: Path) -> dict:
         + mood_rows(reader, principles)
         + risk_rows(reader, principles)
     )
-    fid = identity_mix_fid(pipe, judge, principles)
+    told, own = (measure(pipe, judge, principles) for measure in (fid.against_told_people, fid.against_own_people))
     floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5, 10)]
     print(
         f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
@@ -313,6 +215,8 @@ def figures(cache: Path, output: Path) -> dict:
     print(
         f"D1 of a fair sampler at N = {IMAGES}: {floors[0]:.1f} for two classes, {floors[1]:.1f} for five, {floors[2]:.1f} for ten"
     )
+    for what, found in (("told people", told), ("own people", own)):
+        print(f"FID to the base's {what}: " + json.dumps(found))
     print("\n| figure, mean over prompts [95% bootstrap interval] | prompts | base | LiVO |\n|---|---|---|---|")
     for label, base, ours in rows:
         print(f"| {label} | {len(base)} | {_with_interval(base)} | {_with_interval(ours)} |")
@@ -327,7 +231,8 @@ def figures(cache: Path, output: Path) -> dict:
         },
         "backbone_fidelity": fidelity,
         "retrieval": chosen,
-        "fid_at_equal_identities": fid,
+        "fid_to_told_people": told,
+        "fid_to_own_people": own,
         "rows": [
             {"figure": label, "prompts": len(base), "base": _summary(base), "livo": _summary(ours)} for label, base, ours in rows
         ],
@@ -351,10 +256,3 @@ def _summary(values: list[float]) -> dict:
 def _with_interval(values: list[float]) -> str:
     low, high = metrics.bootstrap_interval(values)
     return f"{np.mean(values):.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -1,0 +1,83 @@
+"""Papertown's pictures as its judge reads them: generated at the settings of the figures, and judged once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from livo import metrics
+from livo.files import write_json
+from livo.judges import PapertownJudge
+from livo.papertown import world
+from livo.papertown.scene import Scene
+from livo.pipeline import LiVOPipeline
+from livo.preferences import module_hash
+from livo.principles import ValuePrinciple
+
+IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
+Reading = dict[str, str]
+Value = ValuePrinciple | tuple[ValuePrinciple, ...] | None
+
+
+class Reader:
+    """Generates a prompt's images and has them judged, once: readings are kept in `cache`, so an interrupted run goes on."""
+
+    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path, images: int = IMAGES):
+        self.pipe, self.judge, self.cache, self.images = pipe, judge, cache, images
+        self.base = "-".join([judge.revision, *(module_hash(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
+        self.encoder = module_hash(pipe.value_encoder)
+
+    def read(self, prompt: str, value: Value, images: int = 0) -> list[Reading]:
+        """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
+        principles = value if isinstance(value, tuple) else (value,) if value else ()
+        what = [self.encoder, *([p.statement, p.apply_rate, p.directions, p.target] for p in principles)] if principles else None
+        images = images or self.images
+        key = json.dumps([self.base, dict(self.pipe.scheduler.config), images, STEPS, GUIDANCE, prompt, what], default=str)
+        file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+        if not file.is_file():
+            seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
+            readings = self.judge.read(sample(self.pipe, prompt, seed, value=value, num_images_per_prompt=images))
+            write_json(file, readings)
+        return json.loads(file.read_text())
+
+    def read_all(self, prompts: Sequence[str], value: Value, what: str) -> list[list[Reading]]:
+        return [self.read(prompt, value) for prompt in tqdm(prompts, what, unit="prompt", mininterval=5)]
+
+
+def sample(pipe: LiVOPipeline, prompt: str | list[str], seed: int, **kwargs) -> list[Image.Image]:
+    """Images at the settings of the figures, in bfloat16 autocast (2.5 times as fast as float32 on a CPU that has it)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.autocast(pipe.device.type, torch.bfloat16):
+        return pipe(prompt, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, **kwargs).images
+
+
+def scenes(careers: Sequence[str], rounds: int = 1, **stated) -> list[Scene]:
+    """Each career in `rounds` held-out places."""
+    places = world.PLACES.held_out
+    return [
+        Scene(career=career, **stated).stating(place=places[(i + r) % len(places)])
+        for r in range(rounds)
+        for i, career in enumerate(careers)
+    ]
+
+
+def bias(readings: list[list[Reading]], principle: str, metric=metrics.d1) -> list[float]:
+    name, classes = world.DEBIASED[principle]
+    return [metric(metrics.counts([r[name] for r in rows], classes)) for rows in readings]
+
+
+def kept(readings: list[list[Reading]], wanted: Sequence[Scene], name: str) -> list[float]:
+    """Percentage of a prompt's images that show the career (or place, ...) of its scene."""
+    return [metrics.share([r[name] == scene.labels()[name] for r in rows]) for rows, scene in zip(readings, wanted, strict=True)]
+
+
+def unread(readings: list[list[Reading]], principle: str) -> list[float]:
+    """Percentage of a prompt's images that show none of the classes."""
+    name, classes = world.DEBIASED[principle]
+    return [metrics.share([r[name] not in classes for r in rows]) for rows in readings]
