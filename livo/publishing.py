@@ -1,4 +1,4 @@
-"""Publishing an aligned pipeline: its model card, and the upload."""
+"""Publishing: the model cards of a pipeline and of trained weights, and the upload."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import yaml
 from huggingface_hub import create_repo, upload_folder
 
+from livo.config import TrainingConfig
 from livo.principles import ValuePrinciple
 
 
-def model_card(
+def pipeline_card(
     base_model: str,
     loads_with: str,
     principles: Sequence[ValuePrinciple],
@@ -67,6 +68,34 @@ steered. Judge it on prompts of your own before you rely on it.
 ## Licence
 
 {license if license != "other" else "See the repository's owner"}; the licence of {base_model or "the base model"} holds for its weights.
+"""
+
+
+def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
+    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
+    head = {
+        "library_name": "livo",
+        "base_model": config.model,
+        "tags": ["text-to-image", "preference-optimisation", config.objective],
+    }
+    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
+    return f"""---
+{yaml.safe_dump(head, sort_keys=True)}---
+
+# {config.adapter} for {config.model}, trained with {config.objective}
+
+Load it with `pipe.{load}(folder)`. It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
+{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
+
+## Intended use
+
+Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out.
+
+## Limits
+
+{_limits(record)}
+
+Run `livo evaluate` on held-out prompts before relying on it.
 """
 
 

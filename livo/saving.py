@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from livo.choosing import checked_scale
 from livo.files import replacing
 from livo.principles import ValuePrinciple, bundled_principles
-from livo.publishing import model_card, upload
+from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
 from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, encoder_hash, vocabulary_hash
 
@@ -131,7 +131,7 @@ class SavedValues:
         record = getattr(getattr(encoder, "config", None), "value_training", None)
         if encoder is not None:
             encoder.config.value_tokenizer = vocabulary_hash(self.tokenizer)
-        card = model_card(
+        card = pipeline_card(
             base_model=_base_model(record, self.config.get("_name_or_path")),
             loads_with=loads_with or f'{qualified(type(self))}.from_pretrained("{folder.name}")',
             principles=self.principles,

@@ -30,6 +30,7 @@ from livo.pictures import curves, grid, save_png, stack
 from livo.pipeline import LiVOPipeline, LiVOXLPipeline
 from livo.preferences import LatentCache, PreferenceError, Sample, module_hash, pairs, read
 from livo.principles import ValuePrinciple
+from livo.publishing import weights_card
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")  # whose versions a run records
 _LOOK = 50  # steps for which one look at the hinges holds
@@ -523,31 +524,7 @@ def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: S
     with replacing(folder) as temporary:
         adapter.save(temporary)
         write_json(temporary / "training.json", {"config": asdict(config), **record})
-        (temporary / "README.md").write_text(model_card(config, record, sorted({s.value for s in samples})), encoding="utf-8")
-
-
-def model_card(config: TrainingConfig, record: dict, statements: Sequence[str]) -> str:
-    """What the weights are for, how they came about, and what is known of their limits."""
-    metrics = "\n".join(f"- {name}: {value:.4g}" for name, value in record["metrics"].items())
-    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
-    return f"""---
-library_name: livo
-base_model: {config.model}
-tags: [text-to-image, preference-optimisation, {config.objective}]
----
-
-# {config.adapter} for {config.model}, trained with {config.objective}
-
-Load it with `pipe.{load}(folder)`. It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
-{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
-
-## Intended use and limits
-
-Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out. The
-figures below are means over the last training records, not an evaluation: run `livo evaluate` on held-out prompts before relying on it.
-
-{metrics}
-"""
+        (temporary / "README.md").write_text(weights_card(config, record, sorted({s.value for s in samples})), encoding="utf-8")
 
 
 def _backbone_hash(adapter) -> str:

@@ -11,8 +11,10 @@ from PIL import Image
 
 from livo import LiVOPipeline, ValueEncoder
 from livo.cli import main
+from livo.config import TrainingConfig
 from livo.environment import known_bad, versions
 from livo.pictures import save_png
+from livo.publishing import weights_card
 from livo.record import read_record, save_images
 from livo.value_encoder import encoder_hash
 
@@ -213,3 +215,13 @@ def test_saving_pushes_where_it_is_asked_to_and_never_pickles(pipe, hub, tmp_pat
     with pytest.raises(ValueError, match="never pickle"):
         pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     assert not (tmp_path / "pickled").exists()
+
+
+def test_the_card_of_trained_weights_is_valid_yaml_whatever_the_model_is_called(tmp_path):
+    config = TrainingConfig("data", "run", model="C:\\models #2: mine", objective="distillation")
+    record = {"pairs": 12, "data": "abc", "backbone": "def", "metrics": {"loss": 0.25}}
+    (tmp_path / "README.md").write_text(weights_card(config, record, ["gender equality", "bloody"]))
+    head, text = card_of(tmp_path)
+    assert head["base_model"] == config.model and "distillation" in head["tags"]
+    for expected in ("12 pairs", "gender equality, bloody", "| loss | 0.25 |", "load_value_encoder"):
+        assert expected in text
