@@ -117,6 +117,9 @@ class TrainingConfig:
             raise ValueError(f"prompt_swap is {self.prompt_swap}, but a LoRA reads no prompt for its value: make it 0")
         if self.objective == "distillation" and self.guidance != 1:
             raise ValueError(f"guidance is {self.guidance}: distillation compares predictions as they are, so leave it at 1")
+        if self.objective == "distillation" and self.caption_dropout:
+            why = "without their prompt, pairs would still learn what it says from the image's: make it 0"
+            raise ValueError(f"caption_dropout is {self.caption_dropout}, but the objective is distillation: {why}")
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
