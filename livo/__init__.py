@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LiVOPipeline": "livo.pipeline",
     "LiVOXLPipeline": "livo.pipeline",
-    "ValueDecision": "livo.retriever",
+    "ValueDecision": "livo.deciding",
     "ValueEncoder": "livo.value_encoder",
     "ValueLedger": "livo.assignment",
     "ValuePrinciple": "livo.principles",

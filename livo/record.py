@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from livo.deciding import ValueDecision
 from livo.pictures import METADATA_KEY, save_png
-from livo.retriever import ValueDecision
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ ROWS = [
     {"files", "construct", "config", "progress", "assignment", "calibration", "labelled"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "prompts"}
     | {"normalise", "evidence", "facets"},
+    {"exemplars", "embedding"},
+    {"deciding"},
     {"retriever", "value_encoder", "preferences"},
     {"record", "publishing", "environment"},
     {"choosing", "plan"},

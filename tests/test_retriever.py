@@ -8,11 +8,11 @@ from conftest import PRINCIPLES, WordEmbedder
 
 import livo.retriever
 from livo import ValuePrinciple, ValueRetriever
+from livo.embedding import load_embedder
 from livo.facets import FacetHeads
 from livo.labelled import FACETS, labelled_prompts
 from livo.normalise import subject
 from livo.principles import bundled_principles
-from livo.retriever import load_embedder
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_an_embedding_model_that_is_not_there_is_one_clear_error(tmp_path):
 def test_the_index_and_its_order_agree_with_a_brute_force_search(paper):
     for prompt in ("a naked surgeon", "a basket of apples", "two firefighters"):
         found = paper.neighbours(prompt, k=8)
-        entries = list(dict.fromkeys((e.text, e.owner) for e in paper._entries))
+        entries = list(dict.fromkeys((e.text, e.owner) for e in paper.exemplars.entries))
         vectors = paper.embed([subject(paper.normalise(text)) for text, _ in entries])
         scores = vectors @ paper.embed([prompt])[0]
         assert found[0].score == pytest.approx(scores.max(), abs=1e-5)
@@ -336,7 +336,8 @@ def test_a_saved_retriever_decides_as_before_and_another_model_is_refused(fitted
     retriever.save(tmp_path / "kept")
     again = ValueRetriever.load(tmp_path / "kept", [WEAPONS])
     assert again.retrieve_batch(prompts[::7]) == retriever.retrieve_batch(prompts[::7])
-    assert again.thresholds == retriever.thresholds and np.array_equal(again._vectors, retriever._vectors)
+    assert np.array_equal(again.exemplars.vectors, retriever.exemplars.vectors)
+    assert again.exemplars.thresholds == retriever.exemplars.thresholds
     with pytest.raises(ValueError, match=r"fitted for sentence-transformers/all-MiniLM-L6-v2.*fit it again"):
         ValueRetriever.load(tmp_path / "kept", [WEAPONS], WordEmbedder())
     with pytest.raises(ValueError, match="saved for other principles"):

