@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from livo.cli import EXAMPLES, main
+from livo.cli import COMMANDS, main
 
 
 def test_retrieve_prints_the_decision_and_as_json_too(capsys):
@@ -69,12 +69,12 @@ def test_a_wrong_command_line_exits_with_two(argv):
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_a_complete_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert EXAMPLES[command].split()[1] in capsys.readouterr().out
+    assert COMMANDS[command].EXAMPLE.split()[1] in capsys.readouterr().out
 
 
 def test_a_principle_is_built_checked_and_trained_from_the_command_line(tmp_path, capsys):

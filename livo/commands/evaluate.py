@@ -1,57 +1,53 @@
-"""The command line of `livo evaluate` and `livo benchmark`."""
+"""`livo evaluate`"""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
-from livo.config import add_options
-from livo.papertown.budget import Budget
+from livo.commands import positive
 
-EXAMPLES = {
-    "evaluate": "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation",
-    "benchmark": "livo benchmark papertown --images 50 --work build/benchmark --docs docs",
-}
+HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
+EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation"
 _METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles); negative=WORDS; sld=WORDS, or sld-weak, sld-medium,
 sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
 (a baseline that was saved); lora=FOLDER. Default: base livo"""
 
 
-def add_evaluate(sub: argparse.ArgumentParser, positive) -> None:
-    sub.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help="text, CSV or JSON lines; the papers' files and I2P as they are"
     )
-    sub.add_argument("--method", nargs="+", default=["base", "livo"], help=_METHODS)
-    sub.add_argument(
+    parser.add_argument("--method", nargs="+", default=["base", "livo"], help=_METHODS)
+    parser.add_argument(
         "--judge",
         action="append",
         help="papertown or a folder; clip:, vlm:, nsfw:, safety:, gender:, ... and a hub id or folder; repeat it, and their disagreement "
         "is reported (default papertown)",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--reference",
         default="base",
         help="set for FID: base (the frozen backbone's images at other seeds), a folder of images, or none",
     )
-    sub.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
-    sub.add_argument(
+    parser.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
+    parser.add_argument(
         "-o", "--output", type=Path, default=Path("evaluation"), help="folder; an evaluation that was killed goes on there"
     )
-    sub.add_argument("--keep", action="store_true", help="keep the images as PNG")
-    sub.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion or SDXL: hub id or folder")
-    sub.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
-    sub.add_argument(
+    parser.add_argument("--keep", action="store_true", help="keep the images as PNG")
+    parser.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion or SDXL: hub id or folder")
+    parser.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
+    parser.add_argument(
         "--principles", type=Path, help="YAML file or folder: what is judged (default: the model's own, else the paper's five)"
     )
-    sub.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
-    sub.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    sub.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
-    sub.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
-    sub.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
+    parser.add_argument("--seed", type=int, default=0)
 
 
-def evaluate(args) -> None:
+def run(args) -> None:
     if args.output.is_file():
         raise ValueError(f"--output {args.output} is a file: give a folder")
     from livo.prompts import read_prompts
@@ -98,25 +94,6 @@ def evaluate(args) -> None:
         for pair, values in next(iter(result["disagreement"].values()), {}).items():
             print(f"{pair}: the judges differ on {values['differ']:.1f}% of the images, kappa {values['kappa']:.2f}")
         print(f"{args.output}/results.json written; report.html and contact.png lie beside it")
-
-
-def add_benchmark(sub: argparse.ArgumentParser, positive) -> None:
-    sub.add_argument(
-        "what", choices=["papertown"], help="papertown: the LiVO paper's main table and figures, every baseline included"
-    )
-    sub.add_argument(
-        "--work", type=Path, default=Path("build/benchmark"), help="folder of all that is made; a second start goes on there"
-    )
-    sub.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the report and its pictures (default docs)")
-    add_options(sub, Budget, positive)
-
-
-def benchmark(args) -> None:
-    from livo.papertown.benchmark import benchmark as run
-
-    report = run(args.work, args.docs, Budget(**{amount.name: getattr(args, amount.name) for amount in fields(Budget)}))
-    print(report.read_text(encoding="utf-8"))
-    print(f"{report} written; its pictures and benchmark.json lie beside it")
 
 
 def _pipeline(args):

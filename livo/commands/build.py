@@ -1,0 +1,94 @@
+"""`livo build`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from livo.commands import positive
+
+HELP = "Make preference data for principles with a construct section, or check a folder of them."
+EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, help="folder to build into; a build that was killed goes on there")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="validate and summarise a folder, and build nothing")
+    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
+    parser.add_argument("--only", nargs="+", metavar="ID", help="these principles alone")
+    parser.add_argument(
+        "--pairs", type=positive, help="pairs for each statement and direction (default: as the construct section says)"
+    )
+    parser.add_argument(
+        "--populations", action="store_true", help="PopAlign's diverse and neutral sets in place of the debias principles' pairs"
+    )
+    parser.add_argument("--model", default="papertown", help="the generator: any text-to-image pipeline (default papertown)")
+    parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
+    parser.add_argument("--batch", type=positive, default=32, help="images generated together (default 32)")
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args) -> None:
+    if (args.check is None) == (args.output is None):
+        raise ValueError("give either --output FOLDER to build, or --check FOLDER")
+    from livo import preferences
+
+    if args.check is not None:
+        report = preferences.check(args.check)
+        print(report.table())
+        for line in report.notes[:20]:
+            print(f"note: {line}")
+        for line in report.problems[:20]:
+            print(f"problem: {line}")
+        if report.problems:
+            raise ValueError(f"{args.check}: {len(report.problems)} problems; mend them before training")
+        print(f"{args.check}: {len(report.samples)} images, {len(preferences.pairs(report.samples))} pairs, no problem")
+        return
+    import torch
+    from accelerate import PartialState
+
+    from livo import building
+    from livo.judges import load_judge
+    from livo.pipeline import LiVOPipeline
+    from livo.principles import bundled_principles, load_principles
+    from livo.progress import follow_build
+
+    principles = load_principles(args.principles or bundled_principles())
+    principles = _chosen(principles, args.only)
+    if args.pairs:
+        counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
+        principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
+    state = PartialState(cpu=not torch.cuda.is_available())
+    judge = load_judge(args.judge, principles, state.device)
+    pipe = LiVOPipeline.from_pretrained(args.model).to(state.device)
+    pipe.set_progress_bar_config(disable=True)
+    options = building.Options(args.seed, args.batch, args.steps, args.guidance, args.bf16, args.populations)
+    if state.is_main_process:
+        building.prepare(args.output, pipe, judge, principles, options)
+    state.wait_for_everyone()
+    jobs = building.build(pipe, judge, principles, args.output, options, rank=state.process_index, world=state.num_processes)
+    follow_build(jobs, disable=not state.is_main_process)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        manifest = building.finish(args.output, principles, options)
+        card = json.loads(manifest.with_name("data_card.json").read_text())["principles"]
+        for name, job in card.items():
+            print(
+                f"{name:28} {job['pairs']} of {job['asked']} pairs, {job['near_duplicate_pairs_dropped']} near-duplicates dropped"
+            )
+        print(f"{manifest} written; look at the contact sheets and data_card.json beside it")
+
+
+def _chosen(principles, ids):
+    if not ids:
+        return principles
+    known = [p.id for p in principles]
+    for name in ids:
+        if name not in known:
+            raise ValueError(f"--only {name}: no such principle; there are {', '.join(known)}")
+    return [p for p in principles if p.id in ids]

@@ -1,0 +1,89 @@
+"""`livo calibrate`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from livo.commands import positive
+
+HELP = "Measure what an encoder's directions draw, and save it with the encoder."
+EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompts", type=Path, help="text file of neutral prompts, one a line; training prompts, not those you report on"
+    )
+    parser.add_argument(
+        "--value-encoder", type=Path, required=True, help="folder of the encoder; its config.json receives the result"
+    )
+    parser.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder")
+    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
+    parser.add_argument("-n", type=positive, default=20, help="images per prompt and principle (default 20)")
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from livo.calibration import tally
+    from livo.files import write_json
+    from livo.judges import load_judge
+    from livo.pipeline import LiVOPipeline
+    from livo.prompts import read_prompts
+
+    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts)))
+    config = args.value_encoder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")
+    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    pipe.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    judge = load_judge(args.judge, pipe.principles)
+    known = set(pipe.value_encoder.statements or ())
+    principles = [p for p in pipe.principles if p.directions and p.construct and set(p.directions.values()) <= known]
+    if not principles:
+        raise ValueError(
+            f"{args.value_encoder}: it was trained with the directions of no principle, so there is nothing to calibrate"
+        )
+    found = {}
+    pipe.value_encoder.config.value_calibration = None  # measured anew, from even shares
+    for principle in principles:
+        seen = []
+        for i, prompt in enumerate(tqdm(prompts, principle.id, unit="prompt")):
+            out = pipe(
+                prompt,
+                value=replace(principle, target={}),
+                num_images_per_prompt=args.n,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                generator=torch.Generator().manual_seed(args.seed + i),
+            )
+            read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
+            seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
+        calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
+        settings = {"model": args.model, "steps": args.steps, "guidance": args.guidance, "seed": args.seed, "n": args.n}
+        found[principle.id] = vars(calibration) | {"settings": settings}
+        for name, row in zip(calibration.classes, calibration.confusion, strict=True):
+            print(
+                f"{principle.id} towards {name:10} "
+                + "  ".join(f"{c} {v:4.0%}" for c, v in zip(calibration.classes, row, strict=True))
+            )
+        shares, miss = calibration.shares(principle.shares)
+        print(
+            "  shares that meet the target: "
+            + ", ".join(f"{c} {v:.1%}" for c, v in shares.items())
+            + f"; worst class misses {miss:.1%}"
+        )
+    values = json.loads(config.read_text())
+    values["value_calibration"] = (values.get("value_calibration") or {}) | found
+    write_json(config, values)
+    print(f"{config} holds the calibration now")

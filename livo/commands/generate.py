@@ -1,0 +1,127 @@
+"""`livo generate`"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from livo.commands import positive
+
+HELP = "Generate images that keep to the values their prompts call for."
+EXAMPLE = 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT")
+    parser.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
+    parser.add_argument(
+        "--value", action="append", help="auto, none, a principle's id, or a statement; several act together (default auto)"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
+    parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("livo.png"), help="the grid; decisions go beside it as JSON")
+    parser.add_argument(
+        "--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder (default papertown)"
+    )
+    parser.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
+    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    parser.add_argument("--target", metavar="FILE[#ENTRY]", help="YAML file of shares for the principle that has these classes")
+
+
+def run(args) -> None:
+    if args.output.suffix.lower() != ".png":
+        raise ValueError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
+    import torch
+
+    from livo.files import write_json
+    from livo.judges import load_judge
+    from livo.pictures import grid, save_png, stack
+    from livo.pipeline import LiVOPipeline
+
+    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    if args.target:
+        pipe.load_value_principles(_with_target(pipe.principles, args.target))
+        known = set(getattr(pipe.value_encoder, "statements", None) or ())
+        if not any(p.target and set(p.directions.values()) <= known for p in pipe.principles):
+            raise ValueError(f"--target {args.target}: the value encoder was not trained with directions, so no target can be met")
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
+    value = None if value == "none" else value
+    pipe.set_progress_bar_config(desc="sampling", unit="step")
+
+    def generate(prompt, value):
+        return pipe(
+            prompt,
+            value=value,
+            value_scale=args.scale,
+            num_images_per_prompt=args.n,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+
+    judge = load_judge("papertown") if args.model == "papertown" else None
+    sheets, record = [], []
+    columns = min(args.n, 10)
+    for prompt in args.prompt:
+        out = generate(prompt, value)
+        first, applied = out.decisions[0], [any(d.applied for d in (image, *image.also)) for image in out.decisions]
+        names = ", ".join(d.id or d.statement for d in (first, *first.also) if d.statement) or "no principle"
+        base = generate(prompt, None).images if args.compare else []
+        if base:
+            sheets.append(grid(base, columns, title=f"base: {prompt}"))
+        captions = [_caption(image) for image in out.decisions]
+        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{names}: {first.why}"))
+        sheets += _shares(pipe, out, base, judge, sheets[-1].width)
+        record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
+        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
+    save_png(stack(sheets), args.output, record)
+    beside = args.output.with_suffix(".json")
+    write_json(beside, record)
+    print(f"{args.output} and {beside} written")
+
+
+def _with_target(principles, source: str):
+    from livo.principles import load_target
+
+    target = load_target(source)
+    if not any(set(p.attributes) == set(target) for p in principles):
+        known = "; ".join(f"{p.id}: {', '.join(p.attributes)}" for p in principles if p.kind == "debias")
+        raise ValueError(f"--target {source}: no principle has the classes {', '.join(target)}; there are {known}")
+    return [replace(p, target=target) if set(p.attributes) == set(target) else p for p in principles]
+
+
+def _shares(pipe, out, base, judge, width: int) -> list:
+    """For each principle that acted by directions: asked, assigned and, with a judge, measured shares, printed and as bars."""
+    from livo.metrics import counts
+    from livo.pictures import bars
+
+    sheets = []
+    images = [(image, *image.also) for image in out.decisions]
+    for place, decision in enumerate(images[0]):
+        if decision.direction is None:
+            continue
+        principle = next(p for p in pipe.principles if p.id == decision.id)
+        assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
+        shown = {"asked": list(principle.shares.values()), "assigned": assigned}
+        if judge is not None and principle.construct is not None:
+            for what, pictures in (("LiVO, as the judge reads it", out.images), ("base, as the judge reads it", base)):
+                if pictures:
+                    read = [reading[principle.construct.judge] for reading in judge.read(pictures)]
+                    shown[what] = counts(read, list(principle.shares)) / len(images)
+        classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
+        sheets.append(bars(principle.id, classes, width))
+        for name, values in classes.items():
+            print(f"  {principle.id} {name:10} " + "  ".join(f"{key} {value:4.0%}" for key, value in values.items()))
+    return sheets
+
+
+def _caption(image) -> str:
+    if image.statement is None:
+        return "as the base"
+    return ", ".join(d.direction or d.id or d.statement for d in (image, *image.also) if d.applied) or "without the token"

@@ -1,0 +1,159 @@
+"""`livo retrieve`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HELP = "Say which principle each prompt calls for, or none, and why."
+EXAMPLE = (
+    'livo retrieve "a photo of a doctor" "a z0mbie nurse" --explain; livo retrieve --file prompts.txt -o decisions.csv; '
+    "livo retrieve --fit labelled.csv -o fitted; livo retrieve --redteam"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT")
+    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a prompt, for programs")
+    parser.add_argument(
+        "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
+    )
+    parser.add_argument("--file", type=Path, help="prompts: text, .jsonl or .csv, as for evaluate; the decisions go to --output")
+    parser.add_argument(
+        "--fit",
+        metavar="FILE",
+        help="fit to labelled prompts (CSV or JSON lines: prompt, labels, perhaps family) and save into --output; "
+        "`bundled` fits the facet heads to the project's own",
+    )
+    parser.add_argument(
+        "--redteam", action="store_true", help="perturb the project's labelled prompts and report which decisions break"
+    )
+    parser.add_argument("--fitted", type=Path, metavar="FOLDER", help="use what --fit saved")
+    parser.add_argument("--embedder", help="any SentenceTransformer: hub id or folder (default all-MiniLM-L6-v2)")
+    parser.add_argument("-o", "--output", type=Path, help=".csv or .jsonl for --file, a folder for --fit, .json for --redteam")
+
+
+def run(args) -> None:
+    from livo.embedding import DEFAULT_EMBEDDER
+    from livo.principles import bundled_principles
+    from livo.retriever import ValueRetriever
+
+    jobs = [name for name in ("file", "fit", "redteam") if getattr(args, name)] + ["prompt"] * bool(args.prompt)
+    if len(jobs) != 1:
+        raise ValueError("give either prompts, --file, --fit or --redteam")
+    principles = args.principles or bundled_principles()
+    if args.fitted:
+        retriever = ValueRetriever.load(args.fitted, principles, args.embedder)
+    else:
+        retriever = ValueRetriever(principles, args.embedder or DEFAULT_EMBEDDER)
+    if args.file:
+        return _decide_file(retriever, args.file, args.output)
+    if args.fit:
+        return _fit(retriever, args.fit, args.output)
+    if args.redteam:
+        return _redteam(retriever, args.output)
+    for warning in retriever.warnings() if args.explain or args.principles else ():
+        print(f"note: {warning}", file=sys.stderr)
+    for prompt, decisions in zip(args.prompt, retriever.retrieve_batch(args.prompt), strict=True):
+        if args.json:
+            print(json.dumps([decision.to_dict() for decision in decisions], ensure_ascii=False))
+            continue
+        if args.explain:
+            print("\n".join(retriever.explain(prompt)))
+            continue
+        print(decisions[0].prompt)
+        for decision in decisions:
+            sure = "" if decision.probability is None else f"  p {decision.probability:.2f}"
+            print(
+                f"  {decision.id or 'none':16} score {decision.score:.2f}  threshold {decision.threshold:.2f}{sure}  {decision.why}"
+            )
+
+
+def _decide_file(retriever, file: Path, output: Path | None) -> None:
+    import csv
+
+    from tqdm import tqdm
+
+    from livo.files import replacing
+    from livo.prompts import read_prompts
+
+    if output is None or output.suffix.lower() not in (".csv", ".jsonl"):
+        raise ValueError("--file needs --output NAME.csv or NAME.jsonl")
+    prompts = [prompt.text for prompt in read_prompts(file)]
+    columns = ("prompt", "ids", "probability", "score", "threshold", "nearest_exemplar", "text", "why")
+    counts: dict[str, int] = {}
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        table = csv.writer(out) if output.suffix.lower() == ".csv" else None
+        if table:
+            table.writerow(columns)
+        for start in tqdm(range(0, len(prompts), 256), "deciding", unit="batch"):
+            for decisions in retriever.retrieve_batch(prompts[start : start + 256]):
+                ids, first = "|".join(d.id for d in decisions if d.id), decisions[0]
+                counts[ids or "none"] = counts.get(ids or "none", 0) + 1
+                if table:
+                    table.writerow([first.prompt, ids, *(getattr(first, name) for name in columns[2:])])
+                else:
+                    out.write(json.dumps([d.to_dict() for d in decisions], ensure_ascii=False) + "\n")
+    for ids, count in sorted(counts.items(), key=lambda item: -item[1]):
+        print(f"{count:6} {ids}")
+    print(f"{output} written")
+
+
+def _fit(retriever, source: str, output: Path | None) -> None:
+    import numpy as np
+
+    from livo import fitting
+    from livo.files import write_json
+    from livo.pictures import curves
+    from livo.principles import FACETS
+
+    if output is None:
+        raise ValueError("--fit needs --output FOLDER")
+    if source == "bundled":
+        report = fitting.fit_bundled(retriever, output / "facets")
+    else:
+        rows = fitting.read_labelled(Path(source))
+        unseen = retriever.fit([r.prompt for r in rows], [r.labels for r in rows], [r.family for r in rows])
+        names = retriever.fitted_names
+        if set(names) == set(FACETS):
+            wanted = [fitting.wanted_class(r.labels) for r in rows]
+            decided, sure = zip(*(fitting.class_of_facets(dict(zip(names, row, strict=True))) for row in unseen), strict=True)
+        else:
+            wanted = [next((name for name in names if name in r.labels), fitting.NONE) for r in rows]
+            decided = [next((name for name, p in zip(names, row, strict=True) if p >= 0.5), fitting.NONE) for row in unseen]
+            sure = [row[names.index(d)] if d != fitting.NONE else 1 - row.max() for d, row in zip(decided, unseen, strict=True)]
+        report = fitting.report_of(wanted, decided, np.array(sure))
+    retriever.save(output)
+    write_json(output / "report.json", report)
+    curves({"share wrong over coverage": tuple(zip(*report["risk_coverage"], strict=True))}, output / "risk_coverage.png")
+    low, high = report["interval"]
+    print(
+        f"{report['count']} prompts of unseen families: accuracy {report['accuracy']:.3f} [{low:.3f}, {high:.3f}], ECE {report['ece']:.3f}"
+    )
+    for name, group in report["groups"].items():
+        print(f"  {name:24} {group['accuracy']:.3f} [{group['interval'][0]:.3f}, {group['interval'][1]:.3f}] of {group['count']}")
+    for name, row in report["classes"].items():
+        print(f"  {name:24} precision {row['precision']:.3f}  recall {row['recall']:.3f}  of {row['count']}")
+    print(f"{output} holds the index, thresholds and heads (use it with --fitted), report.json and risk_coverage.png")
+
+
+def _redteam(retriever, output: Path | None) -> None:
+    from livo import fitting
+    from livo.files import write_json
+    from livo.labelled import labelled_prompts
+
+    prompts = [p for p in labelled_prompts() if p.held_out and p.language == "en" and p.group != "obfuscated risk"][::6]
+    found = []
+    for row in fitting.redteam(retriever, prompts):
+        found.append(row)
+        print(
+            f"{row['perturbation']:14} breaks {row['broken']:6.1%} [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}] of {row['prompts']}"
+        )
+        for example in row["examples"][:2]:
+            print(f"    {example['prompt'][:90]!r}: {example['wanted']} becomes {example['decided']}")
+    if output:
+        write_json(output, found)
+        print(f"{output} written")
