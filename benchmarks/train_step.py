@@ -32,17 +32,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from livo import building
 from livo.adapters import ValueEncoderAdapter
+from livo.batches import Batches, cached
 from livo.conditioning import encode_value, fuse, tokenize, value_text
 from livo.config import TrainingConfig
 from livo.evaluation import peak_memory, reset_peak_memory
 from livo.judges import load_judge
+from livo.loss import Loss, objective_function
 from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING
 from livo.pipeline import PAPERTOWN, LiVOPipeline
 from livo.preferences import read
 from livo.principles import bundled_principles, load_principles
-from livo.training import Batches, Loss, _cached, objective_function
 
 
 def sd15() -> LiVOPipeline:
@@ -140,7 +141,7 @@ def setup(which: str, batch: int, micro: int, size: int, precision: str, trained
     if trained:
         adapter.encoder.load_state_dict(pipe.value_encoder.state_dict())
     frozen = plain, pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
-    latents, condition = _cached(config, pipe, size, samples, accelerator)
+    latents, condition = cached(config, pipe, size, samples, accelerator)
     theirs = Published(config, pipe, adapter, Batches(config, samples, latents), accelerator.device, *frozen)
     config = replace(config, batch=batch // micro, accumulation=micro)
     ours = Loss(config, pipe, adapter, Batches(config, samples, latents), condition, accelerator)

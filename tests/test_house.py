@@ -20,6 +20,8 @@ ROWS = [
     {"mixin"},
     {"pipeline", "judges"},
     {"attaching", "adapters"},
+    {"batches", "watching"},
+    {"loss"},
     {"building", "training", "evaluation", "baselines", "fitting"},
     {"results"},
     {"report"},

@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
+from livo.batches import Batches
 from livo.config import OBJECTIVES, TrainingConfig
+from livo.loss import objective_function
 from livo.preferences import PreferenceError, module_hash, pairs, read
-from livo.training import Batches, train
+from livo.training import train
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +181,7 @@ def test_images_whose_hinge_is_idle_are_left_out_of_the_gradient_exactly(config,
     monkeypatch.setattr(loss, "_predict", lambda r: rows.append(len(r.texts)) or predict(r))
     for how in ("livo", "mixed"):  # the mixed objective takes the plain way; its second part is weighed with 0
         loss.config = replace(config, objective="livo" if how == "livo" else "livo+popalign", popalign_weight=0.0)
-        loss.objective = training.objective_function(loss.config)
+        loss.objective = objective_function(loss.config)
         value, statistics = loss(0, 0)
         value.backward()
         gradient = torch.cat([p.grad.flatten().clone() for p in loss.adapter.encoder.parameters() if p.grad is not None])
