@@ -63,7 +63,7 @@ class TrainingConfig:
     min_snr: float = option(0.0, "gamma of min-SNR weighting; 0 weights all timesteps alike")
     steps: int = option(15000, "optimiser steps")
     batch: int = option(8, "pairs a process and micro-batch")
-    accumulation: int = option(1, "micro-batches a step")
+    accumulation: int = option(1, "micro-batches a step; popalign centres each by itself")
     lr: float = option(1e-6, "peak learning rate")
     warmup: int = option(100, "steps of linear warm-up before the cosine")
     weight_decay: float = option(0.01, "AdamW's")
@@ -120,16 +120,24 @@ class TrainingConfig:
         if self.objective == "distillation" and self.caption_dropout:
             why = "without their prompt, pairs would still learn what it says from the image's: make it 0"
             raise ValueError(f"caption_dropout is {self.caption_dropout}, but the objective is distillation: {why}")
-        for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank"):
+        if self.freeze_embeddings and self.adapter == "lora":
+            raise ValueError("freeze_embeddings is set, but a LoRA trains no embeddings: leave it out")
+        for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank", "validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.save_every % self.log_every:
             raise ValueError(f"save_every is {self.save_every}: make it a multiple of log_every, {self.log_every}")
         if self.backbone_dtype == "float16" and self.mixed_precision == "no":
             raise ValueError("backbone_dtype is float16: gradients through it need mixed_precision fp16 (scaled) or bf16")
-        for name in ("lr", "guidance"):
+        for name in ("lr", "guidance", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        scales = ("beta", "alpha", "gamma_1", "gamma_2", "popalign_weight", "popalign_beta")
+        for name in (*scales, "min_snr", "warmup", "weight_decay", "resolution", "validate_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}: it is a decay from 0 to below 1")
         if not 0 < self.interpolate <= 1:
             raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
         for name in ("caption_dropout", "prompt_swap", "contrary_prompt"):

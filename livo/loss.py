@@ -70,6 +70,8 @@ class Loss:
         self.noising = Noising(pipe.scheduler)
         average = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
         self.objective = objective_function(config, average)
+        if "popalign" in config.objective and config.batch * accelerator.num_processes == 1:
+            raise ValueError(f"batch is 1: {config.objective} prefers populations, so give at least 2 pairs a micro-batch")
         self.idle = False
 
     def __call__(self, step: int, micro: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -96,8 +98,8 @@ class Loss:
             if len(pushing):
                 some = rows.at(pushing)
                 error = error.index_copy(0, pushing, self._error(self._predict(some), some))
-            else:  # nothing to learn from, but the caller goes backward all the same
-                error = error + 0.0 * next(p for _, p in self.adapter.trainable()).sum()
+            else:  # nothing to learn from; but zeros are no missing gradients, for which momentum and decay would stand still
+                error = error + 0.0 * sum(p.sum() for _, p in self.adapter.trainable())
         else:
             predicted = self._predict(rows)
             error = self._error(predicted, rows)

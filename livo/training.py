@@ -17,6 +17,7 @@ from livo.batches import Batches, cached, check_sources
 from livo.config import TrainingConfig
 from livo.environment import versions
 from livo.files import differing, replacing, write_json
+from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import LiVOPipeline, LiVOXLPipeline
@@ -43,6 +44,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
         samples = [sample for sample in samples if not sample.direction]
     check_sources(config, samples)
+    judge = load_judge(config.judge) if config.judge else None
     pipe = load_pipeline(config).to(accelerator.device)
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     adapter = _adapter(config, pipe, resolution, samples)
@@ -82,7 +84,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         due = config.validate_every and last["step"] % config.validate_every < config.log_every
         log.write(last)
         if due and accelerator.is_main_process:
-            found = validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png")
+            found = validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png", judge)
             log.write({"step": last["step"], **found})
             last = last | found
         yield last

@@ -10,7 +10,7 @@ import torch
 
 from livo.config import TrainingConfig
 from livo.files import replacing, sweep
-from livo.judges import load_judge
+from livo.judges import Judge
 from livo.metrics import counts, d1, share
 from livo.optimising import Record
 from livo.pictures import curves, grid, save_png, stack
@@ -74,9 +74,8 @@ class Log:
             curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))
 
 
-def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path) -> Record:
+def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path, judge: Judge | None = None) -> Record:
     """A grid of the base's and the adapter's images for each prompt; with a judge, D1 and R of the adapter's."""
-    judge = load_judge(config.judge) if config.judge else None
     pipe = adapter.pipe
     pipe.to(pipe.unet.device)
     sheets, found = [], {}

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
+from livo import LiVOPipeline, ValueEncoder, ValuePrinciple, objectives
 from livo.batches import Batches
 from livo.config import OBJECTIVES, TrainingConfig
 from livo.loss import objective_function
@@ -190,6 +191,35 @@ def test_images_whose_hinge_is_idle_are_left_out_of_the_gradient_exactly(config,
     assert rows[0] == 24 and 0 < rows[1] < 24 and rows[2] == 24
     assert found["livo"][0] == pytest.approx(found["mixed"][0], rel=1e-4)
     torch.testing.assert_close(found["livo"][1], found["mixed"][1], rtol=1e-3, atol=1e-4 * float(found["mixed"][1].abs().max()))
+
+
+def test_a_batch_whose_hinges_are_all_idle_gives_every_parameter_the_zero_gradient_that_it_has(config, monkeypatch):
+    """None in its place would hold up AdamW's momentum and decay, and processes of which one is idle could not average."""
+    from livo import training
+
+    made = {}
+    monkeypatch.setattr(training, "optimise", lambda modules, loss, **_: made.update(loss=loss) or iter(()))
+    next(train(config), None)
+    loss, found = made["loss"], []
+    idle = partial(objectives.livo, beta=1.0, alpha=1.0, gamma_1=-1e9, gamma_2=-1e9)
+    for objective, name in ((idle, "livo"), (objectives.mixed((1.0, idle)), "livo+popalign")):  # with a look first, and without
+        loss.objective, loss.config = objective, replace(config, objective=name)
+        loss(0, 0)[0].backward()
+        found.append({n: p.grad for n, p in loss.adapter.trainable() if p.grad is not None})
+        loss.adapter.encoder.zero_grad()
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    assert not any(gradient.any() for gradient in found[0].values())
+
+
+def test_a_population_is_more_than_one_pair(config):
+    with pytest.raises(ValueError, match="batch is 1: popalign prefers populations"):
+        next(train(replace(config, objective="popalign", batch=1)))
+
+
+def test_an_unknown_judge_is_told_before_the_run_begins(config):
+    with pytest.raises(ValueError, match="judge 'papertwon'"):
+        next(train(replace(config, judge="papertwon", validate_every=10)))
+    assert not os.path.exists(f"{config.output}/config.json")
 
 
 def test_a_look_at_the_hinges_is_taken_again_only_while_many_are_idle(config, monkeypatch):
@@ -455,6 +485,13 @@ def test_a_run_that_blows_up_stops_and_says_why(config):
         ({"contrary_prompt": -0.1}, "contrary_prompt is -0.1"),
         ({"objective": "distillation", "guidance": 2.0}, "guidance is 2.0: distillation"),
         ({"objective": "distillation", "caption_dropout": 0.1}, "caption_dropout is 0.1, but the objective is distillation"),
+        ({"beta": -100.0}, "beta is -100"),
+        ({"alpha": -50.0}, "alpha is -50"),
+        ({"gamma_1": -1.0}, "gamma_1 is -1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"validation_images": 0}, "validation_images is 0"),
+        ({"freeze_embeddings": True, "adapter": "lora"}, "a LoRA trains no embeddings"),
         ({"data": ""}, "data is empty"),
     ],
 )
