@@ -24,9 +24,10 @@ from PIL import Image
 from livo.construct import ATTRIBUTE, fill, template_fields
 from livo.files import differing, replacing, sweep, write_json
 from livo.judges import Judge
+from livo.mixin import ValueMixin
 from livo.pictures import grid, save_png
-from livo.pipeline import LiVOPipeline
-from livo.preferences import MANIFEST, PreferenceError, module_hash
+from livo.pipeline import refuse_safety_checker
+from livo.preferences import MANIFEST, PreferenceError, module_hash, scheduler_record
 from livo.principles import ValuePrinciple
 
 CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
@@ -110,6 +111,7 @@ def build(
     Raises:
         PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
     """
+    refuse_safety_checker(pipe)
     if options.batch < 2:
         raise PreferenceError(f"batch is {options.batch}: a pair is made together, so give at least 2")
     for principle in principles:
@@ -269,7 +271,7 @@ class _Builder:
 
     def _generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         device = self.pipe.device
-        unaligned = {"value": None} if isinstance(self.pipe, LiVOPipeline) else {}
+        unaligned = {"value": None} if isinstance(self.pipe, ValueMixin) else {}
         with torch.autocast(device.type, torch.bfloat16) if self.options.bf16 else nullcontext():
             return self.pipe(
                 prompts,
@@ -354,11 +356,11 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
     }
     how = asdict(options) | {
         "generator": {name: module_hash(module) for name, module in sorted(modules.items())},
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": scheduler_record(pipe.scheduler),
         "judge": f"{judge.name}@{judge.revision}",
         "principles": {
             job.name: _key(
-                json.dumps([asdict(job.principle.construct), asdict(job.principle)["directions"], job.principle.statement])
+                json.dumps([asdict(job.principle)[name] for name in ("construct", "directions", "statement", "attributes")])
             )
             for job in work
         },

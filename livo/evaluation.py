@@ -26,8 +26,9 @@ from livo.assignment import ValueLedger
 from livo.files import differing, remove, replacing, write_json
 from livo.judges import Judge
 from livo.metrics import clip_score
-from livo.pipeline import LiVOPipeline
-from livo.preferences import module_hash
+from livo.mixin import ValueMixin
+from livo.pipeline import refuse_safety_checker
+from livo.preferences import module_hash, scheduler_record
 from livo.prompts import Prompt
 
 CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
@@ -132,6 +133,7 @@ def evaluate(
     Raises:
         ValueError: the folder holds an evaluation of other prompts, settings, judges or weights.
     """
+    refuse_safety_checker(pipe)
     if not methods or len({method.name for method in methods}) < len(methods):
         raise ValueError(f"methods {[method.name for method in methods]}: give at least one, and each another name")
     if rank == 0:
@@ -139,8 +141,7 @@ def evaluate(
     for method in methods:
         mine = list(method.prompts or prompts)
         if rank == 0:
-            encoder = module_hash(pipe.value_encoder) if method.value is not None else None
-            record = method.record() | {"value_encoder": encoder}
+            record = method.record() | (_values(pipe) if method.value is not None else {"value_encoder": None})
             _claim_file(_folder(folder, method) / METHOD, record, f"method {method.name!r}")
         work = units(len(mine), settings)
         done = 0
@@ -170,9 +171,19 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
         "settings": asdict(settings),
         "judges": [judge.record() for judge in judges],
         "weights": weights,
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": scheduler_record(pipe.scheduler),
     }
     return _claim_file(folder / CONFIG, content, "evaluation")
+
+
+def _values(pipe: DiffusionPipeline) -> dict[str, object]:
+    """What the images of a method with values depend on beside the backbone: one line for each principle, with all that it says."""
+    return {
+        "value_encoder": module_hash(pipe.value_encoder),
+        "calibration": getattr(pipe.value_encoder.config, "value_calibration", None),
+        "principles": {principle.id: _digest(asdict(principle)) for principle in pipe.principles},
+        **{name: pipe.config[name] for name in ("value_scale", "prompt_padding")},
+    }
 
 
 def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> Readings:
@@ -284,7 +295,7 @@ def _generate(
         for first in range(0, settings.images, each):
             count = min(each, settings.images - first)
             seeds = [image_seed(prompt, first + i, settings.seed + method.seeds) for prompt in prompts for i in range(count)]
-            extra = {"value": method.values(texts), "ledger": ledger} if isinstance(pipe, LiVOPipeline) else {}
+            extra = {"value": method.values(texts), "ledger": ledger} if isinstance(pipe, ValueMixin) else {}
             out = pipe(
                 texts,
                 num_images_per_prompt=count,

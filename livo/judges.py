@@ -412,10 +412,10 @@ def load_judge(spec: str, principles: Sequence[ValuePrinciple] = (), device: str
     return ClassifierJudge(source, kind, lambda labels: _labels_of(labels, tuple(words[kind])), **options)
 
 
-def disagreement(one: Sequence[str], two: Sequence[str]) -> dict[str, float]:
+def disagreement(one: Sequence[str], two: Sequence[str]) -> dict[str, float | None]:
     """How two judges' readings of the same images differ: percentage that differ, and Cohen's kappa (1 agrees, 0 is chance).
 
-    Kappa is NaN where both say the same of every image: there is nothing to agree on.
+    Kappa is None where both say one and the same class of every image: there is nothing to agree on.
     """
     if len(one) != len(two) or not len(one):
         raise ValueError(f"{len(one)} readings against {len(two)}: give one of each judge for every image")
@@ -424,7 +424,7 @@ def disagreement(one: Sequence[str], two: Sequence[str]) -> dict[str, float]:
     for a, b in zip(one, two, strict=True):
         table[classes.index(a), classes.index(b)] += 1 / len(one)
     agreed, chance = np.trace(table), float(table.sum(0) @ table.sum(1))
-    return {"differ": 100 * float(1 - agreed), "kappa": float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")}
+    return {"differ": 100 * float(1 - agreed), "kappa": float((agreed - chance) / (1 - chance)) if chance < 1 else None}
 
 
 def _unsafe_labels(labels: list[str]) -> dict[str, list[str]]:

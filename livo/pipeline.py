@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+import logging
+
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from livo.mixin import ValueMixin
 from livo.saving import PAPERTOWN, PRINCIPLES_FILE
 
-__all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline"]
+__all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
+
+logger = logging.getLogger(__name__)
 
 
 class LiVOPipeline(ValueMixin, StableDiffusionPipeline):
@@ -21,3 +25,24 @@ class LiVOPipeline(ValueMixin, StableDiffusionPipeline):
 class LiVOXLPipeline(ValueMixin, StableDiffusionXLPipeline):
     """The same for Stable Diffusion XL. The value encoder reads what the first text encoder reads and projects to the width of both
     together; the pooled embeddings stay the prompt's."""
+
+
+def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> LiVOPipeline | LiVOXLPipeline:
+    """What `model` is, by its own model_index.json: papertown, a folder or a hub id; `kwargs` are those of `from_pretrained`.
+
+    A safety checker is left out, aloud, unless it is kept: a judge would take the images that it blackens for clean ones.
+    """
+    xl = model != "papertown" and "XL" in DiffusionPipeline.load_config(model)["_class_name"]
+    pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
+    if not keep_safety_checker and getattr(pipe, "safety_checker", None) is not None:
+        pipe.register_modules(safety_checker=None)
+        logger.warning("the safety checker of %s is left out: a judge would take what it blackens for clean images", model)
+    return pipe
+
+
+def refuse_safety_checker(pipe: DiffusionPipeline) -> None:
+    """Raises ValueError where the images of `pipe` may be blackened, so that judging them means nothing."""
+    if getattr(pipe, "safety_checker", None) is not None:
+        raise ValueError(
+            "the pipeline has a safety checker, and a judge would take what it blackens for clean images: load it with safety_checker=None"
+        )

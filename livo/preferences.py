@@ -251,6 +251,12 @@ def module_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def scheduler_record(scheduler) -> dict[str, str]:
+    """A scheduler's class and settings, plain: images and losses depend on them as on weights."""
+    settings = {name: str(value) for name, value in scheduler.config.items() if not name.startswith("_")}  # -inf is no JSON
+    return {"class": type(scheduler).__name__} | settings
+
+
 class LatentCache:
     """Latents of images, computed once: (2, C, h, w) each, as it is and mirrored, scaled as the backbone wants them.
 

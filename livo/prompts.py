@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Prompt:
 
     Attributes:
         seed: Of its first image; the next image has the next one. None: it follows from the text.
-        group: Figures are given for each group too (I2P's `categories`).
+        group: Figures are given for each group too (I2P's `categories`); it may be in several, parted by commas.
         stated: Classes that it states, by attribute: {"gender": "female"}. What is not given is found in the text.
     """
 
@@ -28,13 +29,18 @@ class Prompt:
     group: str = ""
     stated: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Those that it belongs to."""
+        return tuple(part.strip() for part in self.group.split(",") if part.strip())
+
 
 def read_prompts(file: str | Path) -> list[Prompt]:
     """The prompts of a file, in order.
 
     `.jsonl`: an object with `prompt` a line, or a plain string. `.csv` (or `.tsv`): a column `prompt`, `text` or `caption`, in any
-    case. Anything else is text, one prompt a line. Columns `seed` (I2P's `sd_seed`) and `group` (`categories`) are used where
-    they are; other columns become what the prompt states.
+    case. Anything else is text, one prompt a line. Columns `seed` (I2P's `sd_seed`) and `group` (`categories`; several are parted by
+    commas) are used where they are; other columns become what the prompt states.
 
     Raises:
         ValueError: a line is broken, or there is no prompt; the message names file and line.
@@ -52,7 +58,7 @@ def read_prompts(file: str | Path) -> list[Prompt]:
 
 
 def _lines(file: Path, text: str) -> Iterator[tuple[dict, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield {"prompt": line.strip()}, f"{file}:{number}"
 
@@ -73,7 +79,7 @@ def _json_lines(file: Path, text: str) -> Iterator[tuple[dict, str]]:
 
 
 def _table(file: Path, text: str) -> Iterator[tuple[dict, str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
     try:
         if not {name.strip().lower() for name in reader.fieldnames or ()} & set(_TEXT):
             known = ", ".join(reader.fieldnames or ()) or "none"
@@ -94,6 +100,8 @@ def _prompt(row: dict, where: str) -> Prompt:
     seed = next((row.pop(name) for name in _SEED if row.get(name) not in (None, "")), None)
     group = next((row.pop(name) for name in _GROUP if row.get(name)), "")
     try:
+        if isinstance(seed, float) and not seed.is_integer():
+            raise ValueError
         seed = None if seed is None else int(seed)
     except (TypeError, ValueError):
         raise ValueError(f"{where}: seed is {seed!r}: give a whole number, or leave it out") from None

@@ -94,7 +94,7 @@ def _page(result: Mapping, found: Mapping[str, Readings], sheet: Image.Image) ->
         parts += [f"<h2>{html.escape(group)}</h2>", _html_table(head, rows), _floors(figures), _differences(figures)]
     if result["disagreement"]:
         lines = [
-            [m, pair, f"{d['differ']:.1f}", f"{d['kappa']:.2f}"]
+            [m, pair, f"{d['differ']:.1f}", "" if d["kappa"] is None else f"{d['kappa']:.2f}"]
             for m, all_ in result["disagreement"].items()
             for pair, d in all_.items()
         ]

@@ -65,7 +65,7 @@ def compare(result: dict[str, Figures], base: dict[str, Figures]) -> None:
 
 def _minus(one: Figure, two: Figure) -> Figure | None:
     """The difference of two figures of the same prompts, and its interval; None where they cannot be paired."""
-    if one.get("draws") and two.get("draws") and one["prompts"] == two["prompts"]:
+    if one.get("draws") and two.get("draws") and (one["prompts"], one.get("of")) == (two["prompts"], two.get("of")):
         interval = metrics.interval(np.subtract(one["draws"], two["draws"]))
         return {"mean": one["mean"] - two["mean"], "interval": interval, "prompts": one["prompts"]}
     first, second = one.get("per_prompt"), two.get("per_prompt")
@@ -75,8 +75,8 @@ def _minus(one: Figure, two: Figure) -> Figure | None:
     if not both:
         return None
     ours, theirs = zip(*both, strict=True)
-    mean = float(np.mean(np.subtract(ours, theirs)))
-    return {"mean": mean, "interval": metrics.paired_interval(ours, theirs), "prompts": len(both)}
+    interval = metrics.paired_interval(ours, theirs) if len(both) > 1 else None
+    return {"mean": float(np.mean(np.subtract(ours, theirs))), "interval": interval, "prompts": len(both)}
 
 
 def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) -> tuple[np.ndarray, dict]:
@@ -133,10 +133,11 @@ def assemble(
     elif isinstance(reference, Path) and eye is not None:
         features, about = reference_features(reference, eye, list(found.values()))
     groups = {"": range(len(prompts))}
-    groups |= {g: [i for i, p in enumerate(prompts) if p.group == g] for g in sorted({p.group for p in prompts} - {""})}
+    groups |= {g: [i for i, p in enumerate(prompts) if g in p.groups] for g in sorted({g for p in prompts for g in p.groups})}
     if len(groups) == 2 and len(groups[max(groups)]) == len(prompts):
         groups = {"": groups[""]}
     figures: dict[str, dict] = {}
+    texts: dict[str, list[str]] = {}
     for group, chosen in groups.items():
         parts = {name: part(read, chosen) for name, read in found.items()}
         measured = {
@@ -147,6 +148,7 @@ def assemble(
             if name != "base" and "base" in measured:
                 compare(result, measured["base"])
         figures[group or "all prompts"] = measured
+        texts[group or "all prompts"] = [prompts[i].text for i in chosen]
     config = json.loads((folder / CONFIG).read_text())
     result = {
         **config,
@@ -154,7 +156,8 @@ def assemble(
         "methods": {method.name: recorded(folder, method) for method in methods},
         "reference": about,
         "seeds": "sha256 of the prompt, or its own seed, plus the image's number; the same for every method",
-        "intervals": "95% bootstrap over prompts",
+        "intervals": "95% bootstrap over prompts; none for a single one",
+        "texts": texts,
         "figures": figures,
         "disagreement": {name: disagreements(read, judges) for name, read in found.items()} if len(judges) > 1 else {},
     }
@@ -190,11 +193,16 @@ def biases(judge: Judge, principles: Sequence[ValuePrinciple]) -> dict[str, tupl
 
 def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None:
     """The class of the attribute that a prompt states: as its file says, else as a whole word of its text ("female" is no "male")."""
-    if prompt.stated.get(attribute) in classes:
-        return prompt.stated[attribute]
-    words = set(re.split(r"[^\w-]+", prompt.text.lower()))
-    synonyms = {"male": {"male", "man"}, "female": {"female", "woman"}}
-    named = [name for name in classes if words & synonyms.get(name, {name})]
+
+    def named_in(text: str) -> list[str]:
+        words = set(re.split(r"[^\w-]+", text.lower()))
+        synonyms = {"male": {"male", "man"}, "female": {"female", "woman"}}
+        return [name for name in classes if words & synonyms.get(name, {name.lower()})]
+
+    told = prompt.stated.get(attribute, "")
+    if told in classes or len(named_in(told)) == 1:
+        return told if told in classes else named_in(told)[0]
+    named = named_in(prompt.text)
     return named[0] if len(named) == 1 and lexicon().read(prompt.text).stated() else None
 
 
@@ -209,13 +217,14 @@ def summary(per_prompt: Sequence[float], **more) -> Figure:
     there = values[np.isfinite(values)]
     if not len(there):
         return {"mean": None, "interval": None, "prompts": 0, "left_out": len(values), "per_prompt": _listed(values), **more}
-    interval = metrics.bootstrap_interval(there)
+    interval = metrics.bootstrap_interval(there) if len(there) > 1 else None
     counted = {"prompts": len(there), "left_out": len(values) - len(there), "per_prompt": _listed(values)}
     return {"mean": float(there.mean()), "interval": interval, **counted, **more}
 
 
 def overall(statistic: Callable[[np.ndarray], float], prompts: int, draws: int = 200, **more) -> Figure:
-    """A figure over all prompts together: `statistic` of the chosen prompts' numbers. Its `draws` are kept, to pair it with another's."""
+    """A figure over all prompts together: `statistic` of the chosen prompts' numbers. Its `draws` are kept, to pair it with another's; `of`
+    says which prompts they are, where not all."""
     found = metrics.bootstrap_draws(statistic, prompts, draws).tolist() if prompts > 1 else []
     interval = metrics.interval(found) if found else None
     return {"mean": statistic(np.arange(prompts)), "interval": interval, "prompts": prompts, "left_out": 0, "draws": found, **more}
@@ -254,12 +263,13 @@ def _bias(found: Readings, name: str, judge: Judge, attribute: str, classes: tup
         corrected = summary([metrics.corrected(metric, row) for row in n])
         more = {"floor": floor, "corrected": {key: corrected[key] for key in ("mean", "interval")}}
         figures[f"{label} {attribute}"] = summary([metric(row) for row in n], **more)
-    people = n[n.sum(1) > 0]
-    if len(people):
+    showing = np.flatnonzero(n.sum(1))
+    if len(showing):
         figures[f"discrepancy {attribute}, pooled"] = overall(
-            lambda chosen: metrics.discrepancy(people[chosen])["pooled"], len(people)
+            lambda chosen: metrics.discrepancy(n[showing[chosen]])["pooled"], len(showing), of=showing.tolist()
         )
-        figures[f"discrepancy {attribute}, per prompt"] = summary([metrics.discrepancy(row)["per_prompt"] for row in people])
+        each = [metrics.discrepancy(row)["per_prompt"] if row.any() else np.nan for row in n]
+        figures[f"discrepancy {attribute}, per prompt"] = summary(each)
     return figures
 
 

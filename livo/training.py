@@ -20,8 +20,8 @@ from livo.files import differing, replacing, write_json
 from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
-from livo.pipeline import LiVOPipeline, LiVOXLPipeline
-from livo.preferences import Sample, module_hash, read
+from livo.pipeline import load_pipeline
+from livo.preferences import Sample, module_hash, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
 
@@ -45,7 +45,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         samples = [sample for sample in samples if not sample.direction]
     check_sources(config, samples)
     judge = load_judge(config.judge) if config.judge else None
-    pipe = load_pipeline(config).to(accelerator.device)
+    pipe = load_pipeline(config.model, dtype=getattr(torch, config.backbone_dtype)).to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     adapter = _adapter(config, pipe, resolution, samples)
     if config.gradient_checkpointing:
@@ -54,6 +55,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
     inputs = {"data": batches.digest, "backbone": _backbone_hash(adapter), "processes": accelerator.num_processes}
+    inputs["scheduler"] = scheduler_record(pipe.scheduler)
     if config.value_encoder:
         inputs["value_encoder"] = module_hash(adapter.encoder)
     record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
@@ -96,14 +98,6 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         record["metrics"] = last or log.last()
         _finish(run, config, adapter, record, samples)
     accelerator.wait_for_everyone()
-
-
-def load_pipeline(config: TrainingConfig) -> DiffusionPipeline:
-    dtype = getattr(torch, config.backbone_dtype)
-    xl = config.model != "papertown" and "XL" in DiffusionPipeline.load_config(config.model)["_class_name"]
-    pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(config.model, dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------------

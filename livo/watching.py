@@ -12,9 +12,9 @@ from livo.config import TrainingConfig
 from livo.files import replacing, sweep
 from livo.judges import Judge
 from livo.metrics import counts, d1, share
+from livo.mixin import ValueMixin
 from livo.optimising import Record
 from livo.pictures import curves, grid, save_png, stack
-from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
 
@@ -87,7 +87,7 @@ def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path
                     first = pipe.retriever.retrieve(prompt)[0].id
                     principles += [p for p in pipe.principles if p.id == first]
                 for principle in principles:
-                    extra = {"value": principle} if isinstance(pipe, LiVOPipeline) else {}
+                    extra = {"value": principle} if isinstance(pipe, ValueMixin) else {}
                     images = pipe(
                         prompt,
                         num_images_per_prompt=config.validation_images,

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from livo import ValuePrinciple, building, preferences
@@ -52,7 +53,7 @@ class Generator:
     """
 
     device = torch.device("cpu")
-    scheduler = object()
+    scheduler = DDPMScheduler()
     components: dict = {}
 
     def __init__(self, failure=0.0):

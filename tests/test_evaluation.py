@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
 
-from livo import evaluation, metrics, report, results
+from livo import LiVOPipeline, ValueEncoder, evaluation, metrics, report, results
 from livo.baselines import NegativePrompt
 from livo.cli import main
-from livo.evaluation import Method, Settings, evaluate, gather, image_seed, units
+from livo.evaluation import Method, Settings, evaluate, gather, image_digest, image_seed, units
 from livo.judges import Judge, load_judge
+from livo.pipeline import load_pipeline
 from livo.preferences import module_hash
 from livo.prompts import Prompt
 
@@ -149,6 +155,53 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
     assert list(evaluate(papertown, methods[:1], PROMPTS, [judge], folder, SMALL))  # the base knows nothing of the encoder
     with pytest.raises(ValueError, match="method 'livo' there was begun with other value_encoder"):
         list(evaluate(papertown, methods[1:2], PROMPTS, [judge], folder, SMALL))
+
+
+def test_what_the_values_depend_on_is_claimed_with_them(papertown, judge, finished):
+    folder, methods, *_ = finished
+
+    def refused(pipe, what, method=methods[1]):
+        with pytest.raises(ValueError, match=f"begun with other {what}"):
+            next(evaluate(pipe, [method], PROMPTS, [judge], folder, SMALL))
+            pytest.fail("went on")
+
+    one = LiVOPipeline(**papertown.components, requires_safety_checker=False)
+    one.load_value_principles([replace(papertown.principles[0], apply_rate=0.1), *papertown.principles[1:]])
+    refused(one, "principles")
+    one.load_value_principles(papertown.principles)
+    one.set_value_scale(0.5)
+    refused(one, "value_scale")
+    other = DPMSolverMultistepScheduler.from_config(papertown.scheduler.config, prediction_type="sample")
+    refused(LiVOPipeline(**papertown.components | {"scheduler": other}, requires_safety_checker=False), "scheduler", methods[0])
+
+
+_SMALL_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_images_that_a_safety_checker_blackened_are_never_judged(tiny_checkpoint, judge, tmp_path, caplog):
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=_SMALL_VISION, text_config=_SMALL_VISION, projection_dim=32))
+    parts = StableDiffusionPipeline.from_pretrained(tiny_checkpoint).components
+    checked = StableDiffusionPipeline(**parts | {"safety_checker": checker, "feature_extractor": CLIPImageProcessor()})
+    with pytest.raises(ValueError, match="load it with safety_checker=None"):
+        next(evaluate(checked, [Method("base")], PROMPTS, [judge], tmp_path, SMALL))
+    checked.save_pretrained(tmp_path / "checked")
+    assert load_pipeline(str(tmp_path / "checked")).safety_checker is None
+    assert "the safety checker of" in caplog.text and "is left out" in caplog.text
+    assert load_pipeline(str(tmp_path / "checked"), keep_safety_checker=True).safety_checker is not None
+
+
+def test_the_base_of_an_sdxl_with_values_is_the_bare_sdxl(tiny_xl_checkpoint):
+    ours = load_pipeline(str(tiny_xl_checkpoint))
+    ours.register_modules(value_encoder=ValueEncoder.from_text_encoder(ours.text_encoder, 64))
+    bare = StableDiffusionXLPipeline.from_pretrained(tiny_xl_checkpoint)
+    for pipe in (ours, bare):
+        pipe.set_progress_bar_config(disable=True)
+    made = [
+        evaluation._generate(pipe, method, PROMPTS[:1], SMALL)
+        for pipe, method in ((ours, Method("base")), (bare, Method("base")), (ours, Method("livo", value="bloody")))
+    ]
+    base, alone, valued = ([image_digest(image) for image in images] for images, _ in made)
+    assert base == alone != valued and {d["id"] for d in made[2][1]} == {"bloody"}
 
 
 def test_a_unit_cut_short_by_the_disk_is_made_again_and_a_full_disk_leaves_nothing_half_written(
@@ -324,3 +377,39 @@ def test_two_processes_under_accelerate_launch_find_what_one_does(tmp_path):
     for method in ("base", "livo"):
         wanted, found = (figures[method]["papertown-judge"]["S bloody"]["per_prompt"] for figures in (one, two))
         assert found == pytest.approx(wanted, abs=0.5)
+
+
+def test_differences_are_taken_between_the_same_prompts(judge):
+    """In either method another prompt shows nobody; the third shows people in both."""
+
+    def of(rows):
+        eye = SimpleNamespace(attributes={"gender": ("none", "male", "female")})
+        scores = {"eye": {"gender": np.eye(3)[np.array(rows)]}}
+        found = SimpleNamespace(prompts=[Prompt(f"a photo of a {who}") for who in ("doctor", "nurse", "chef")], scores=scores)
+        return {"eye": results._bias(found, "eye", eye, "gender", ("male", "female"))}
+
+    ours, base = of([[0, 0], [1, 1], [1, 2]]), of([[1, 2], [0, 0], [1, 1]])
+    results.compare(ours, base)
+    each, pooled = (ours["eye"][f"discrepancy gender, {how}"] for how in ("per prompt", "pooled"))
+    assert each["per_prompt"] == [None, pytest.approx(0.5**0.5), 0]
+    assert each["minus_base"] == {"mean": pytest.approx(-(0.5**0.5)), "interval": None, "prompts": 1}
+    assert "minus_base" not in pooled and pooled["prompts"] == 2
+
+
+def test_one_prompt_has_no_interval_and_a_prompt_may_be_in_several_groups():
+    assert results.summary([3.0])["interval"] is None and results.summary([3.0, 4.0])["interval"] == (3.0, 4.0)
+    assert Prompt("a", group="violence, shocking").groups == ("violence", "shocking") and Prompt("a").groups == ()
+
+
+@pytest.mark.parametrize(("told", "found"), [("Female", "female"), ("woman", "female"), ("male", "male"), ("other", None)])
+def test_what_a_file_says_that_a_prompt_states_is_read_as_people_write_it(told, found):
+    assert results.stated(Prompt("a doctor", stated={"gender": told}), "gender", ("male", "female")) == found
+
+
+def test_results_are_valid_json_and_name_their_prompts(finished):
+    def strict(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    stored = json.loads((finished[0] / "results.json").read_text(), parse_constant=strict)
+    assert stored["texts"]["all prompts"] == [p.text for p in PROMPTS] and stored["texts"]["stated"] == ["a photo of a female chef"]
+    assert stored["methods"]["livo"]["principles"].keys() == {"gender_equality", "racial_equality", "bloody", "zombie", "nudity"}

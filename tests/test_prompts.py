@@ -34,6 +34,13 @@ def test_i2p_keeps_its_seeds_and_categories(written):
     assert [(p.text, p.seed, p.group) for p in found] == [("a, b", 42, "violence"), ("a, b", 43, "violence")]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_a_rare_line_separator_within_a_prompt_ends_no_row(written, separator):
+    table = read_prompts(written("a.csv", f"prompt,seed\na doctor{separator}at work,7\n"))
+    assert [(p.text, p.seed) for p in table] == [(f"a doctor{separator}at work", 7)]
+    assert len(read_prompts(written("a.txt", f"a doctor{separator}at work\n"))) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -41,6 +48,7 @@ def test_i2p_keeps_its_seeds_and_categories(written):
         ("a.jsonl", '{"text": ""}\n', "a.jsonl:1: prompt is ''"),
         ("a.jsonl", "[1]\n", "neither an object"),
         ("a.jsonl", '{"prompt": "a", "seed": "x"}\n', "seed is 'x'"),
+        ("a.jsonl", '{"prompt": "a", "seed": 1.9}\n', "seed is 1.9"),
         ("a.csv", "name,age\nx,1\n", "no column named prompt"),
         ("a.csv", "prompt\na doctor, a nurse\n", "a.csv:2: more cells than columns"),
         ("a.csv", 'prompt\n"a doctor\n', "not a row of CSV"),

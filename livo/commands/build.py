@@ -54,7 +54,7 @@ def run(args) -> None:
 
     from livo import building
     from livo.judges import load_judge
-    from livo.pipeline import LiVOPipeline
+    from livo.pipeline import load_pipeline
     from livo.principles import bundled_principles, load_principles
     from livo.progress import follow_build
 
@@ -65,7 +65,7 @@ def run(args) -> None:
         principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
     state = PartialState(cpu=not torch.cuda.is_available())
     judge = load_judge(args.judge, principles, state.device)
-    pipe = LiVOPipeline.from_pretrained(args.model).to(state.device)
+    pipe = load_pipeline(args.model).to(state.device)
     pipe.set_progress_bar_config(disable=True)
     options = building.Options(args.seed, args.batch, args.steps, args.guidance, args.bf16, args.populations)
     if state.is_main_process:

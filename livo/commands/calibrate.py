@@ -36,14 +36,14 @@ def run(args) -> None:
     from livo.calibration import tally
     from livo.files import write_json
     from livo.judges import load_judge
-    from livo.pipeline import LiVOPipeline
+    from livo.pipeline import load_pipeline
     from livo.prompts import read_prompts
 
     prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts)))
     config = args.value_encoder / "config.json"
     if not config.is_file():
         raise ValueError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")
-    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         pipe.to("cuda")

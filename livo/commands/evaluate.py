@@ -58,14 +58,13 @@ def run(args) -> None:
 
     from livo import evaluation, report, results
     from livo.judges import load_judge
-    from livo.principles import bundled_principles, load_principles
+    from livo.pipeline import load_pipeline
     from livo.progress import follow_evaluation
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    pipe = _pipeline(args).to(state.device)
-    principles = load_principles(args.principles) if args.principles else getattr(pipe, "principles", None)
-    principles = principles or load_principles(bundled_principles())
-    judges = [load_judge(spec, principles, state.device) for spec in args.judge or ["papertown"]]
+    pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles).to(state.device)
+    pipe.set_progress_bar_config(disable=True)
+    judges = [load_judge(spec, pipe.principles, state.device) for spec in args.judge or ["papertown"]]
     methods = [_method(spec, pipe) for spec in args.method]
     names = ("images", "batch", "steps", "guidance", "seed", "bf16", "keep")
     settings = evaluation.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
@@ -88,43 +87,30 @@ def run(args) -> None:
     follow_evaluation(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        result, found = results.assemble(args.output, methods, prompts, judges, principles, settings, against)
+        result, found = results.assemble(args.output, methods, prompts, judges, pipe.principles, settings, against)
         report.write(args.output, result, found)
         print(report.plain(*report.table(result["figures"]["all prompts"])))
         for pair, values in next(iter(result["disagreement"].values()), {}).items():
-            print(f"{pair}: the judges differ on {values['differ']:.1f}% of the images, kappa {values['kappa']:.2f}")
+            kappa = "" if values["kappa"] is None else f", kappa {values['kappa']:.2f}"
+            print(f"{pair}: the judges differ on {values['differ']:.1f}% of the images{kappa}")
         print(f"{args.output}/results.json written; report.html and contact.png lie beside it")
-
-
-def _pipeline(args):
-    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
-
-    from livo.pipeline import LiVOPipeline
-
-    xl = args.model != "papertown" and DiffusionPipeline.load_config(args.model).get("_class_name", "").startswith(
-        "StableDiffusionXL"
-    )
-    if xl:
-        pipe = StableDiffusionXLPipeline.from_pretrained(args.model, use_safetensors=True)
-    else:
-        pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _method(spec: str, pipe):
     """The method that a word of --method names."""
     from livo import baselines
     from livo.evaluation import Method
-    from livo.pipeline import LiVOPipeline
 
     kind, _, rest = spec.partition("=")
     if kind == "base" and not rest:
         return Method("base")
     if kind == "livo":
-        if not isinstance(pipe, LiVOPipeline) or pipe.value_encoder is None:
+        if pipe.value_encoder is None:
             raise ValueError(f"--method {spec}: the model has no value encoder; give --value-encoder, or leave livo out")
         ids = tuple(rest.split(",")) if rest else ()
+        known = [*(p.id for p in pipe.principles), *(pipe.value_encoder.statements or ())]
+        if unknown := [name for name in ids if name not in known]:
+            raise ValueError(f"--method {spec}: no principle {unknown[0]!r}; there are {', '.join(known)}")
         return Method(spec, value=(ids[0] if len(ids) == 1 else ids) if ids else "auto")
     if not rest:
         raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")

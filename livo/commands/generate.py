@@ -40,9 +40,9 @@ def run(args) -> None:
     from livo.files import write_json
     from livo.judges import load_judge
     from livo.pictures import grid, save_png, stack
-    from livo.pipeline import LiVOPipeline
+    from livo.pipeline import load_pipeline
 
-    pipe = LiVOPipeline.from_pretrained(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
+    pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
     if args.target:
         pipe.load_value_principles(_with_target(pipe.principles, args.target))
         known = set(getattr(pipe.value_encoder, "statements", None) or ())
