@@ -118,6 +118,11 @@ def build(
         missing = {principle.construct.judge, *principle.construct.also} - set(judge.attributes)
         if missing:
             raise PreferenceError(f"principle {principle.id}: {judge.name} cannot tell {', '.join(sorted(missing))}")
+        known = judge.attributes[principle.construct.judge]
+        if unknown := [name for name in principle.attributes if name not in known]:
+            raise PreferenceError(
+                f"principle {principle.id}: {judge.name} reads no {unknown[0]!r} of {principle.construct.judge}, only {', '.join(known)}"
+            )
     work = jobs(principles, options)
     _claim(folder, pipe, judge, work, options)
     for job in work:
@@ -226,7 +231,7 @@ class _Builder:
         common = {"prompt": prompt, "pair": number, "subject": subject, "value": principle.statement}
         classes = list(principle.attributes)
         if principle.kind == "detoxify":
-            yes, no = classes[:2]
+            yes, no = principle.unwanted
             aligned = fill(construct.aligned, words)
             return [
                 Wanted(aligned, 1, also | {construct.judge: no}, **common),

@@ -57,6 +57,8 @@ def tally(classes: Sequence[str], seen: Iterator[tuple[str, str]], judge: str, p
         if read in classes:
             table[i, classes.index(read)] += 1
     for name, row in zip(classes, table, strict=True):
+        if not totals[classes.index(name)]:
+            raise ValueError(f"no image was made towards {name!r}: make at least as many as there are classes, {len(classes)}")
         if not row.sum():
             raise ValueError(
                 f"of the images towards {name!r} the judge read none as any of {', '.join(classes)}: nothing to calibrate by"

@@ -133,6 +133,8 @@ def open_image(sample: Sample) -> Image.Image:
         with Image.open(sample.file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise PreferenceError(f"{sample.where}: {sample.file} has {image.width} x {image.height} pixels; make it smaller")
+            if image.mode.startswith(("I", "F")):
+                raise PreferenceError(f"{sample.where}: {sample.file} has more than 8 bits a pixel; save it with 8")
             return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise PreferenceError(f"{sample.where}: {sample.file}: {error}; make it smaller") from None

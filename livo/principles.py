@@ -30,7 +30,8 @@ class ValuePrinciple:
         kind: `debias` (a share of a prompt's images receives the value token) or `detoxify` (every image does).
         statement: The words that the value encoder was trained with.
         apply_rate: Share of a prompt's images that receive the token, 0 to 1. Default 0.5 to debias, 1.0 to detoxify.
-        attributes: Classes that a judge tells apart, with the words for each: `{male: a man, female: a woman}`.
+        attributes: Classes that a judge tells apart, with the words for each: `{male: a man, female: a woman}`. Of a risk the first is
+            what is not wanted and the second what is, but that "yes" is never wanted.
         directions: For each class the statement that moves a picture towards it. An encoder that was trained with them gives every
             image of a prompt one of them, so that the classes meet `target`; any other encoder is given `statement`.
         target: The share of each class, together 1; even where it is not given. In a principle file it may name a file of
@@ -133,6 +134,12 @@ class ValuePrinciple:
         if not self.directions:
             raise PrincipleError("target is given without directions, so nothing can move pictures towards it: add directions")
         object.__setattr__(self, "target", dict(self.target))
+
+    @property
+    def unwanted(self) -> tuple[str, str]:
+        """Of a detoxify principle with attributes: the class that is not wanted, and the one that is."""
+        first, second = list(self.attributes)[:2]
+        return (second, first) if (first, second) == ("no", "yes") else (first, second)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -85,11 +85,7 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
     Raises:
         ValueError: there are too few, or one of them is an image of the evaluation itself.
     """
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if len(files) < 2:
-        raise ValueError(
-            f"reference {source}: {len(files)} images there; FID needs at least two, and better as many as are evaluated"
-        )
+    files = reference_files(source)
     features, digests = [], []
     for first in range(0, len(files), 64):
         images = [Image.open(file).convert("RGB") for file in files[first : first + 64]]
@@ -98,6 +94,16 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
     _refuse_shared(digests, evaluated, f"reference {source}")
     digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
     return np.concatenate(features), {"what": str(source), "images": len(files), "digest": digest}
+
+
+def reference_files(source: Path) -> list[Path]:
+    """The images in a folder. Raises ValueError where there are fewer than two."""
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if len(files) < 2:
+        raise ValueError(
+            f"reference {source}: {len(files)} images there; FID needs at least two, and better as many as are evaluated"
+        )
+    return files
 
 
 def _refuse_shared(digests: Sequence[str], evaluated: Sequence[Readings], what: str) -> None:
@@ -289,7 +295,7 @@ def _quality(found: Readings, judges: Sequence[Judge], base: Readings | None, re
     p = found.scores[name][attribute]
     on = f"{name}'s {attribute}"
     figures["IS"] = overall(lambda chosen: metrics.inception_score(p[chosen].reshape(-1, p.shape[-1])), prompts, on=on)
-    if reference is not None and found.features is not None:
+    if reference is not None and found.features is not None and found.features[..., 0].size > 1:
         features, width = found.features, found.features.shape[-1]
         few, some = features[:, : max(1, _KERNEL // prompts)], reference[:: 1 + len(reference) // _KERNEL]
         draws = 100 if width <= 256 else 20

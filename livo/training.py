@@ -21,7 +21,7 @@ from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
-from livo.preferences import Sample, module_hash, read, scheduler_record
+from livo.preferences import PreferenceError, Sample, module_hash, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
 
@@ -43,6 +43,10 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     samples = read(config.data)
     if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
         samples = [sample for sample in samples if not sample.direction]
+        if not samples:
+            raise PreferenceError(
+                f"{config.data} holds directions alone, which a LoRA cannot tell apart: build pairs of plain statements"
+            )
     check_sources(config, samples)
     judge = load_judge(config.judge) if config.judge else None
     pipe = load_pipeline(config.model, dtype=getattr(torch, config.backbone_dtype)).to(accelerator.device)

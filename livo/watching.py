@@ -110,8 +110,7 @@ def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path
 
 
 def _judged(judge, images, principle: ValuePrinciple, prompt: str) -> Record:
-    classes = tuple(principle.attributes)
     seen = [reading[principle.construct.judge] for reading in judge.read(images)]
     if principle.kind == "debias":
-        return {f"D1 {principle.id}, {prompt}": d1(counts(seen, classes))}
-    return {f"R {principle.id}, {prompt}": share([c == classes[0] for c in seen])}
+        return {f"D1 {principle.id}, {prompt}": d1(counts(seen, tuple(principle.attributes)))}
+    return {f"R {principle.id}, {prompt}": share([c == principle.unwanted[0] for c in seen])}

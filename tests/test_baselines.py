@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
+from livo.adapters import LoRAAdapter
 from livo.baselines import (
     ConceptAblation,
     FairDiffusion,
@@ -108,7 +109,7 @@ def test_edits_run_on_sdxl_too(tiny_xl):
         assert np.array_equal(images(pipe), plain)
 
 
-@pytest.mark.parametrize("edit", [SafeLatentDiffusion("blood"), FairDiffusion(PEOPLE)])
+@pytest.mark.parametrize("edit", [SafeLatentDiffusion("blood"), FairDiffusion(PEOPLE), NegativePrompt("blood")])
 def test_guidance_edits_refuse_what_they_cannot_act_on(base, edit):
     with edit.on(base), pytest.raises(ValueError, match="guidance_scale"):
         images(base, guidance=1.0)
@@ -245,6 +246,30 @@ def test_concept_ablation_draws_the_target_as_its_anchor_and_goes_on_after_a_kil
     assert all(weight.equal(edit.weights[name]) for name, weight in again.weights.items())
     edit.save(tmp_path / "edit.safetensors")
     assert ConceptAblation.load(tmp_path / "edit.safetensors").record()["hash"] == edit.record()["hash"]
+
+
+def test_a_folder_of_another_ablation_is_refused(base, tmp_path):
+    settings = {"steps": 1, "batch": 2, "images": 1, "sampler_steps": 2}
+    list(ConceptAblation.train(base, [("a bloody doctor", "a doctor")], tmp_path, **settings))
+    for pairs, more, what in (
+        ([("a bloody nurse", "a nurse")], {}, "pairs"),
+        ([("a bloody doctor", "a doctor")], {"lr": 1.0}, "lr"),
+        ([("a bloody doctor", "a doctor")], {"guidance": 3.0}, "guidance"),
+    ):
+        with pytest.raises(ValueError, match=f"holds an ablation with other {what}: give another folder"):
+            next(ConceptAblation.train(base, pairs, tmp_path, **settings, **more))
+
+
+def test_files_that_are_no_weights_and_loras_of_another_width_are_told(base, tiny_xl, tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"weights\.safetensors: no safetensors file"):
+        WeightEdit.load(tmp_path / "weights.safetensors")
+    adapter = LoRAAdapter(tiny_xl, 16, rank=2)
+    adapter.save(tmp_path / "lora")
+    plain = images(base)
+    with pytest.raises(ValueError, match="this LoRA was made for another UNet"):
+        LoRA.read(base, tmp_path / "lora")
+    assert np.array_equal(images(base), plain)
 
 
 def test_a_lora_of_the_trainer_is_the_pipeline_with_it_loaded_and_leaves_it_as_it_was(base, tmp_path):

@@ -218,6 +218,14 @@ def test_a_judge_that_cannot_tell_the_classes_is_refused_before_anything_is_gene
     )
     with pytest.raises(PreferenceError, match="reader cannot tell tone"):
         run(tmp_path, [tone])
+    other = replace(GENDER, attributes={"male": "a man", "woman": "a woman"})
+    with pytest.raises(PreferenceError, match="gender_equality: reader reads no 'woman' of gender, only male, female"):
+        run(tmp_path, [other])
+
+
+def test_yes_is_the_violating_class_in_either_order(tmp_path):
+    run(tmp_path, [replace(BLOODY, attributes=dict(reversed(BLOODY.attributes.items())))])
+    assert all(("bloody" in row["image_prompt"]) == (row["label"] == 0) for row in rows(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def test_the_tally_counts_images_by_direction_and_leaves_unreadable_ones_out_of_
     assert found.confusion[0] == (0.5, 0.25, 0.0) and found.images == 6
     with pytest.raises(ValueError, match="towards 'c'"):
         tally(["a", "b", "c"], iter([("a", "a"), ("b", "b"), ("c", "none")]), "judge@1", 1)
+    with pytest.raises(ValueError, match="no image was made towards 'c': make at least as many as there are classes, 3"):
+        tally(["a", "b", "c"], iter([("a", "a"), ("b", "b")]), "judge@1", 1)
 
 
 def test_a_direction_that_is_often_unreadable_is_given_more():

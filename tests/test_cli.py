@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -118,6 +119,10 @@ def test_calibration_is_measured_and_saved_with_the_encoder(tmp_path, capsys):
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "-n", "10", "--steps", "8"]) == 0
     saved = json.loads((encoder / "config.json").read_text())["value_calibration"]["gender_equality"]
     assert saved["classes"] == ["male", "female"] and saved["images"] == 10 and "shares that meet" in capsys.readouterr().out
+    text = (Path(__file__).parents[1] / "value_principles" / "livo.yaml").read_text().replace("judge: gender", "judge: sex")
+    (tmp_path / "other.yaml").write_text(text)
+    assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "--principles", str(tmp_path / "other.yaml")]) == 2
+    assert "papertown-judge cannot tell sex (male, female)" in capsys.readouterr().err
     prompts.write_text("\n")
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder)]) == 2
     assert "no prompt in it" in capsys.readouterr().err

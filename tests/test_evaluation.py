@@ -335,6 +335,8 @@ def test_stated_classes_are_whole_words_or_what_the_file_says():
         (["--prompts", "{good}", "--method", "sdl=x"], "--method sdl=x"),
         (["--prompts", "{good}", "--method", "negative"], "--method negative"),
         (["--prompts", "{good}", "--method", "base", "base"], "another name"),
+        (["--prompts", "{good}", "--method", "base", "livo=typo"], "no principle 'typo'; there are nudity, bloody"),
+        (["--prompts", "{good}", "--reference", "livo/commands"], "0 images there"),
         (["--prompts", "{good}", "--judge", "clip:./absent"], "judge clip ./absent cannot be loaded"),
         (["--prompts", "{good}", "--reference", "./absent"], "--reference absent"),
         (["--prompts", "{good}", "--model", "./absent"], "absent"),

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +94,7 @@ def test_a_fault_in_the_manifest_is_refused_with_file_line_and_remedy(tmp_path, 
         lambda f: f.write_bytes(f.read_bytes()[: len(f.read_bytes()) // 2]),
         lambda f: f.write_bytes(b""),
         lambda f: f.write_text("this is no image"),
+        lambda f: Image.fromarray(np.full((64, 64), 30_000, np.uint16)).save(f),  # 16 bits, of which only white would be left
     ],
 )
 def test_a_truncated_or_false_image_is_found_by_the_check_and_stops_the_cache_before_training(tmp_path, spoil, pipe):

@@ -211,6 +211,13 @@ def test_a_batch_whose_hinges_are_all_idle_gives_every_parameter_the_zero_gradie
     assert not any(gradient.any() for gradient in found[0].values())
 
 
+def test_a_lora_is_told_where_all_pairs_are_of_directions(config, monkeypatch):
+    samples = [replace(sample, direction=True) for sample in read(config.data)]
+    monkeypatch.setattr("livo.training.read", lambda folder: samples)
+    with pytest.raises(PreferenceError, match="holds directions alone, which a LoRA cannot tell apart"):
+        next(train(replace(config, adapter="lora")))
+
+
 def test_a_population_is_more_than_one_pair(config):
     with pytest.raises(ValueError, match="batch is 1: popalign prefers populations"):
         next(train(replace(config, objective="popalign", batch=1)))

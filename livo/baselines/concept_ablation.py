@@ -9,8 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit, cross_attention, encode
+from livo.files import differing, write_json
 from livo.noising import Noising
 from livo.optimising import Record, optimise
+from livo.preferences import module_hash
 
 
 class ConceptAblation(WeightEdit):
@@ -37,6 +39,9 @@ class ConceptAblation(WeightEdit):
     ) -> Iterator[Record | ConceptAblation]:
         """Yields training's records and, at the end, the edit. A run that was killed goes on from `folder`.
 
+        Raises:
+            ValueError: `folder` holds a run of other pairs, settings or weights.
+
         Args:
             pairs: Target and anchor prompts: ("a bloody doctor", "a doctor").
             images: Images drawn for each anchor.
@@ -46,6 +51,11 @@ class ConceptAblation(WeightEdit):
         if not steps or not pairs:
             yield cls({name: weight.clone() for name, weight in own.items()}, settings)
             return
+        of = {"pairs": [list(pair) for pair in pairs], "guidance": guidance, "sampler_steps": sampler_steps}
+        claimed = settings | of | {"unet": module_hash(pipe.unet)}
+        if changed := differing(folder / "ablation.json", claimed):
+            raise ValueError(f"{folder} holds an ablation with other {', '.join(changed)}: give another folder")
+        write_json(folder / "ablation.json", claimed)
         anchors = sorted({anchor for _, anchor in pairs})
         latents = _images(pipe, anchors, images, guidance, sampler_steps, seed)
         texts = sorted({text for pair in pairs for text in pair})

@@ -19,7 +19,7 @@ class LoRA(WeightEdit):
         """The merged weights of `load_lora_weights(folder)` for this pipeline, which is left as it was.
 
         Raises:
-            ValueError: it changes a text encoder too, which an edit of the UNet cannot hold.
+            ValueError: it changes a text encoder too, which an edit of the UNet cannot hold, or it was made for another UNet.
         """
         own = {name: parameter.data.clone() for name, parameter in pipe.unet.named_parameters()}
         try:
@@ -35,6 +35,8 @@ class LoRA(WeightEdit):
             merged = {
                 name.replace(".base_layer", ""): p.data.clone() for name, p in pipe.unet.named_parameters() if "lora_" not in name
             }
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: this LoRA was made for another UNet ({str(error).splitlines()[-1].strip()})") from None
         finally:
             pipe.unload_lora_weights()
             for name, parameter in pipe.unet.named_parameters():

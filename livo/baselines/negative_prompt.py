@@ -31,7 +31,9 @@ class NegativePrompt:
             call = parameters.bind(pipe, *args, **kwargs)
             given = call.arguments
             own = any(given.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
-            if given.get("do_classifier_free_guidance", True) and not own:
+            if not given.get("do_classifier_free_guidance", True):
+                raise ValueError("a negative prompt acts through classifier-free guidance: set guidance_scale above 1")
+            if not own:
                 many = given.get("prompt")
                 given["negative_prompt"] = [self.words] * len(many) if isinstance(many, (list, tuple)) else self.words
             return encode_prompt(*call.args[1:], **call.kwargs)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from livo.files import replacing
@@ -63,7 +64,11 @@ class WeightEdit:
 
     @classmethod
     def load(cls, file: str | Path, settings: Mapping[str, object] | None = None) -> WeightEdit:
-        return cls(load_file(file), settings)
+        """What `save` wrote. Raises ValueError where it is no safetensors file."""
+        try:
+            return cls(load_file(file), settings)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: no safetensors file, or a damaged one ({error})") from None
 
     def _hash(self) -> str:
         digest = hashlib.sha256()

@@ -54,6 +54,12 @@ def run(args) -> None:
         raise ValueError(
             f"{args.value_encoder}: it was trained with the directions of no principle, so there is nothing to calibrate"
         )
+    for principle in principles:
+        if not set(principle.attributes) <= set(judge.attributes.get(principle.construct.judge, ())):
+            what = f"{principle.construct.judge} ({', '.join(principle.attributes)})"
+            raise ValueError(
+                f"{principle.id}: {judge.name} cannot tell {what}; mend its construct section, or give another --judge"
+            )
     found = {}
     pipe.value_encoder.config.value_calibration = None  # measured anew, from even shares
     for principle in principles:

@@ -71,6 +71,8 @@ def run(args) -> None:
     against = {"base": evaluation.reference(), "none": None}.get(args.reference, Path(args.reference))
     if isinstance(against, Path) and not against.is_dir():
         raise ValueError(f"--reference {against}: no such folder; give base, a folder of images, or none")
+    if isinstance(against, Path):
+        results.reference_files(against)
     if not any(hasattr(judge, "embed") for judge in judges):
         against = None
         if state.is_main_process:
