@@ -44,6 +44,20 @@ def test_scores_are_cosines_that_a_brute_force_search_finds_too(paper):
         assert decision.score == pytest.approx(max(similarity.values()), abs=1e-5)
 
 
+def test_an_exemplar_or_counter_exemplar_speaks_louder_than_the_facets(paper):
+    first = next(p for p in paper.principles if p.id == "gender_equality")
+    listed = replace(
+        first,
+        exemplars=(*first.exemplars, "a red scarf on a chair"),
+        counter_exemplars=(*first.counter_exemplars, "a plumber at work"),
+    )
+    mine = paper.with_principles([listed])
+    for prompt, kind, before in (("a red scarf on a chair", "exemplar", None), ("a plumber at work", "counter-exemplar", first.id)):
+        assert ids(paper.with_principles([first]), prompt) == [before]
+        (decision,) = mine.retrieve(f"a photo of {prompt}, 8k")  # which says the same
+        assert (decision.id is None) == (before is not None) and f"it says the same as {kind} {prompt!r}" in decision.why
+
+
 def test_hand_computed_similarity_of_shared_words(small):
     decision = small.retrieve("a photo of a doctor pilot")[0]  # read as "a doctor pilot": two words of three, of two
     assert decision.score == pytest.approx(2 / 6**0.5) and decision.nearest_exemplar == "a photo of a doctor"
