@@ -132,7 +132,7 @@ class Loss:
         return Condition(torch.cat([row.embeds for row in rows]), pooled).to(self.device)
 
 
-def lost(record: Record, warmup: int) -> str | None:
+def lost(record: Record) -> str | None:
     """`optimise`'s guard: why training must stop, or None."""
     if record["error"] > _LOST * record["reference_error"]:
         return f"the error on aligned images is {record['error'] / record['reference_error']:.1f} times the frozen backbone's"

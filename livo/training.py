@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,7 +80,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         ema=config.ema,
         optimizer=config.optimizer,
         accelerator=accelerator,
-        guard=partial(lost, warmup=config.warmup),
+        guard=lost,
     )
     start = {name: p.detach().clone() for name, p in adapter.trainable()} if config.interpolate < 1 else {}
     prompts = list(config.validation_prompts) or list(dict.fromkeys(s.prompt for s in samples))[:4]
