@@ -299,8 +299,8 @@ def test_the_backbone_is_the_same_before_and_after(config, monkeypatch):
     seen = {}
     load = training.load_pipeline
 
-    def remember(config):
-        pipe = load(config)
+    def remember(*args, **kwargs):
+        pipe = load(*args, **kwargs)
         seen.update(pipe=pipe, before=[module_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)])
         return pipe
 
@@ -316,7 +316,7 @@ def test_a_loras_gradients_reach_the_lora_alone(config, monkeypatch):
 
     seen = []
     load = training.load_pipeline
-    monkeypatch.setattr(training, "load_pipeline", lambda c: seen.append(load(c)) or seen[0])
+    monkeypatch.setattr(training, "load_pipeline", lambda *args, **kwargs: seen.append(load(*args, **kwargs)) or seen[0])
     list(train(replace(config, adapter="lora", objective="diffusion_dpo")))
     original = StableDiffusionPipeline.from_pretrained(config.model).unet.state_dict()
     trained = {name.replace(".base_layer", ""): p for name, p in seen[0].unet.named_parameters() if "lora" not in name}
@@ -420,7 +420,7 @@ def test_the_classes_of_images_and_their_prompts_are_part_of_what_a_run_that_rea
 def test_data_without_what_a_run_reads_are_refused_before_anything_is_loaded(config, options, lost, words, monkeypatch):
     samples = [replace(sample, **lost) for sample in read(config.data)]
     monkeypatch.setattr("livo.training.read", lambda folder: samples)
-    monkeypatch.setattr("livo.training.load_pipeline", lambda config: pytest.fail("the backbone was loaded"))
+    monkeypatch.setattr("livo.training.load_pipeline", lambda *_, **__: pytest.fail("the backbone was loaded"))
     with pytest.raises(PreferenceError, match=words):
         next(train(replace(config, **options)))
 
