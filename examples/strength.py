@@ -9,13 +9,13 @@ from livo.pictures import grid, save_png, stack
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
-SCALES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # 0 is the base, 1 what was trained
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # 0 is the base, 1 what was trained
 RANGES = ((0.0, 0.1), (0.0, 0.25), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0), (0.0, 1.0))
 
 
 def main(output: Path = Path("strength.png"), steps: int = 20) -> None:
     pipe = LiVOPipeline.from_pretrained(MODEL)
-    prompts = ["a bloody doctor in a library"] * 6
+    prompts = ["a bloody pilot in a kitchen"] * 6
 
     def draw(**kwargs):  # one prompt each, so that each has its own strength and range
         seeds = [torch.Generator().manual_seed(0) for _ in prompts]

@@ -6,10 +6,10 @@ c = [E_v(v, x); E(x)], one token in front of the prompt's 77; several principles
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -73,35 +73,61 @@ def fuse(value_tokens: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tenso
     return torch.cat([value_tokens.to(prompt_embeds), prompt_embeds], dim=1)
 
 
-def attention_bias(scales: Sequence[Sequence[float]], length: int) -> torch.Tensor:
-    """Bias (N, 1, length) that multiplies each value token's attention weight by its scale before normalisation.
+class Blend(NamedTuple):
+    """What cross-attention gives under L masks, added up by weight: `bias` (L, N, 1, length) on the scores, `weights` (L, N)."""
 
-    `scales` holds a row's K scales. 1 leaves a token as it was trained; 0 removes it, which gives the output without a token (a
-    zero-valued token would not: it dilutes the softmax). In between and above, the log of the scale is added to the score.
+    bias: torch.Tensor
+    weights: torch.Tensor
+
+    def to(self, like: torch.Tensor) -> Blend:
+        return Blend(self.bias.to(like), self.weights.to(like))
+
+
+def blend(scales: Sequence[Sequence[float]], length: int) -> Blend:
+    """How rows of value tokens with these scales attend; `scales` holds a row's K scales, 0 or more.
+
+    1 leaves a token as it was trained; 0 removes it, which gives the output without a token (a zero-valued token would not: it dilutes
+    the softmax). In between, the output goes that share of the way from the one to the other, and above 1 beyond: a token's attention
+    weight is multiplied by its scale, and the others share what is left. (To multiply it before normalisation would be a switch, not a
+    dial: a trained token's score is so large that a thousandth of it still takes all.) Of tokens with several scales, the way leads over
+    the masks that keep the strongest: sum over i of (s_i - s_(i+1)) output(tokens of at least s_i).
     """
-    bias = torch.zeros(len(scales), 1, length)
-    for row, tokens in enumerate(scales):
-        for column, scale in enumerate(tokens):
-            bias[row, 0, column] = max(math.log(scale), MASKED) if scale > 0 else MASKED
-    return bias
+    rows = [_masks(row) for row in scales]
+    count = max(map(len, rows), default=1)
+    bias, weights = torch.zeros(count, len(scales), 1, length), torch.zeros(count, len(scales))
+    for row, masks in enumerate(rows):
+        for level in range(count):  # a row that needs fewer masks repeats its last with the weight 0
+            weight, kept = masks[level] if level < len(masks) else (0.0, masks[-1][1])
+            weights[level, row] = weight
+            for column, keep in enumerate(kept):
+                bias[level, row, 0, column] = 0.0 if keep else MASKED
+    return Blend(bias, weights)
 
 
-def join(rows: Sequence[torch.Tensor], scales: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (length, width) of different lengths as one batch, and the bias (N, 1, longest) that hides what was filled up and gives the
-    first tokens of each row its `scales`."""
+def _masks(scales: Sequence[float]) -> list[tuple[float, list[bool]]]:
+    """The weight of each mask, and the tokens that it keeps."""
+    steps = sorted({scale for scale in scales if scale > 0}, reverse=True)
+    nothing = 1 - steps[0] if steps else 1.0
+    masks = [(scale - below, [s >= scale for s in scales]) for scale, below in zip(steps, [*steps, 0.0][1:], strict=True)]
+    return masks + [(nothing, [False] * len(scales))] * (nothing != 0)
+
+
+def join(rows: Sequence[torch.Tensor], scales: Sequence[Sequence[float]]) -> tuple[torch.Tensor, Blend]:
+    """Rows (length, width) of different lengths as one batch, and the blend that hides what was filled up and gives the first tokens of
+    each row its `scales`."""
     longest = max(map(len, rows))
-    bias = torch.cat([attention_bias([row], longest) for row in scales])
-    for row, embeds in zip(bias, rows, strict=True):
-        row[:, len(embeds) :] = MASKED
-    return torch.stack([nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows]), bias.to(rows[0])
+    found = blend(scales, longest)
+    for row, embeds in enumerate(rows):
+        found.bias[:, row, :, len(embeds) :] = MASKED
+    return torch.stack([nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows]), found.to(rows[0])
 
 
-_acting: ContextVar[BiasedCrossAttention | None] = ContextVar("acting", default=None)  # whose call runs in this thread, or context
+_acting: ContextVar[ValueAttention | None] = ContextVar("acting", default=None)  # whose call runs in this thread, or context
 
 
 @contextmanager
-def acting(attention: BiasedCrossAttention | None) -> Iterator[None]:
-    """Within this context the bias of `attention`, or none, acts on networks that several pipelines share."""
+def acting(attention: ValueAttention | None) -> Iterator[None]:
+    """Within this context the blend of `attention`, or none, acts on networks that several pipelines share."""
     before = _acting.set(attention)
     try:
         yield
@@ -109,15 +135,15 @@ def acting(attention: BiasedCrossAttention | None) -> Iterator[None]:
         _acting.reset(before)
 
 
-class BiasedCrossAttention:
-    """Adds a bias to the scores of every cross-attention of the networks it is put on, while one is held.
+class ValueAttention:
+    """Has every cross-attention of the networks it is put on attend as a `Blend` says, while one is held.
 
-    The hooks stay where they are put and read the bias as data, so that `torch.compile` traces them once. While no bias is held they
-    do nothing. Hooks do it because neither diffusers' pipelines nor its UNet pass a fractional bias on to attention.
+    The hooks stay where they are put and read the blend as data, so that `torch.compile` traces them once (and once more where scales
+    between call for several masks). While none is held they do nothing. A layer sees its rows once for each mask, in one batch.
     """
 
     def __init__(self):
-        self.bias: torch.Tensor | None = None
+        self.blend: Blend | None = None
         self._networks: list[nn.Module] = []
         self._hooks: list[RemovableHandle] = []
 
@@ -136,7 +162,9 @@ class BiasedCrossAttention:
         if inner is not network or any(module._compiled_call_impl is not None for module in inner.modules()):
             why = "was compiled before values were plugged in"
             raise RuntimeError(f"{name} {why}: plug them in first, into each pipeline that shares it, then torch.compile")
-        self._hooks += [layer.register_forward_pre_hook(self._add, with_kwargs=True) for layer in layers]
+        for layer in layers:
+            self._hooks.append(layer.register_forward_pre_hook(self._mask, with_kwargs=True))
+            self._hooks.append(layer.register_forward_hook(self._add_up, with_kwargs=True))
         self._networks.append(inner)
 
     def remove(self) -> None:
@@ -146,31 +174,52 @@ class BiasedCrossAttention:
         self._hooks, self._networks = [], []
 
     @contextmanager
-    def holding(self, bias: torch.Tensor | None) -> Iterator[None]:
-        """Within this context `bias` (N, 1, length) is added; assign `self.bias` to change it on the way.
+    def holding(self, blend: Blend | None) -> Iterator[None]:
+        """Within this context attention follows `blend`, of N rows; assign `self.blend` to change it on the way.
 
         It is for the largest batch; a batch of half the size takes the last rows, so the unconditional half, which comes first where
         there is one, may be absent.
         """
-        self.bias = bias
+        self.blend = blend
         try:
             with acting(self):
                 yield
         finally:
-            self.bias = None
+            self.blend = None
 
-    def _add(self, module: nn.Module, args: tuple, kwargs: dict):
-        bias, keys = self.bias, kwargs.get("encoder_hidden_states")
-        if bias is None or keys is None:
+    def _held(self, kwargs: dict) -> Blend | None:
+        if self.blend is None or kwargs.get("encoder_hidden_states") is None:
             return None
         if not torch.compiler.is_compiling() and _acting.get() is not self:  # another pipeline's call on a network that both share
             return None
-        queries = kwargs.get("hidden_states", args[0] if args else None)
-        keys = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second
-        rows = len(queries)
-        if rows not in (len(bias), len(bias) // 2) or keys.shape[1] != bias.shape[-1]:
+        return self.blend
+
+    def _mask(self, module: nn.Module, args: tuple, kwargs: dict):
+        if (held := self._held(kwargs)) is None:
+            return None
+        queries, keys = kwargs.get("hidden_states", args[0] if args else None), kwargs["encoder_hidden_states"]
+        text = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second
+        rows, (times, most, _, length) = len(queries), held.bias.shape
+        if rows not in (most, most // 2) or text.shape[1] != length:
             raise ValueError(
-                f"attention has {rows} rows of {keys.shape[1]} keys, the values were laid out for {len(bias)} of {bias.shape[-1]}: "
+                f"attention has {rows} rows of {text.shape[1]} keys, the values were laid out for {most} of {length}: "
                 "do not change the prompt embeddings on the way, or pass value=None"
             )
-        return args, kwargs | {"attention_mask": bias[-rows:].to(queries)}
+        if times > 1:
+            kwargs = kwargs | {"hidden_states": _repeated(queries, times), "encoder_hidden_states": _repeated(keys, times)}
+            args = args[1:] if args else args
+        return args, kwargs | {"attention_mask": held.bias[:, -rows:].flatten(0, 1).to(queries)}
+
+    def _add_up(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):
+        if (held := self._held(kwargs)) is None or len(held.bias) == 1:
+            return None
+        parts = output.unflatten(0, (len(held.bias), -1))
+        weights = held.weights[:, -parts.shape[1] :].to(output)
+        return (weights.reshape(*weights.shape, *[1] * (output.dim() - 1)) * parts).sum(0)
+
+
+def _repeated(value, times: int):
+    """A tensor's rows `times` over; a list or tuple of tensors likewise."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_repeated(part, times) for part in value)
+    return value.repeat(times, *[1] * (value.dim() - 1))

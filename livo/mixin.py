@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from livo.assignment import ValueLedger
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
-from livo.conditioning import BiasedCrossAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.conditioning import ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
 from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -59,7 +59,7 @@ class ValueMixin(SavedValues):
         self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
         self.retriever: ValueRetriever | None = None
         self._plan: Plan | None = None
-        self._attention = BiasedCrossAttention()
+        self._attention = ValueAttention()
         weakref.finalize(self, self._attention.remove)  # the networks may outlive the pipeline
         self._hook()
 
@@ -107,8 +107,8 @@ class ValueMixin(SavedValues):
                 read.
             value: "auto" lets the retriever choose the principles of each prompt, or none; a principle's id, or any other
                 statement, is used as it is; a tuple of them acts together; None is the base pipeline. A list gives one for each prompt.
-            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained. A mapping
-                gives one for each principle's id.
+            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained, 0.5 has the
+                attention to it go half the way. A mapping gives one for each principle's id.
             value_start, value_end: The share of the sampler's steps at which the token begins and ceases to act, 0 to 1, one for
                 all or one for each prompt. Before and after it is masked.
             ledger: Balances directions over successive calls too, so that calls of one image each meet the target together.
@@ -160,19 +160,19 @@ class ValueMixin(SavedValues):
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
         embeds = fuse(tokens, embeds)
-        self._attention.bias = self._plan.bias(0.0, embeds.shape[1]).to(embeds)
+        self._attention.blend = self._plan.blend(0.0, embeds.shape[1]).to(embeds)
         return embeds, negative, *rest
 
     def _enter(self, step: int) -> None:
-        """Hold the bias of a step, 1 for the second.
+        """Hold the blend of a step, 1 for the second.
 
         Raises:
             ValueError: a value was to act in a part of the steps that holds none of them.
         """
         if step == 1:  # how many steps there are is known from the first on
             self._plan.check(self.num_timesteps)
-        before = self._attention.bias
-        self._attention.bias = self._plan.bias(step / self.num_timesteps, before.shape[-1]).to(before)
+        before = self._attention.blend.bias
+        self._attention.blend = self._plan.blend(step / self.num_timesteps, before.shape[-1]).to(before)
 
     def _encode_unpadded(self, encode, *args, **kwargs):
         """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
@@ -204,8 +204,8 @@ class ValueMixin(SavedValues):
             unconditional.append(encoded(negative, min(length + len(tokens), limit), None))
             scales.append(plan.scales(image, 0)[: len(tokens)])
         guided = given["do_classifier_free_guidance"]
-        embeds, bias = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
-        self._attention.bias = bias if bool(bias[0 if guided else len(scales) :].any()) else None
+        embeds, blend = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
+        self._attention.blend = blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None
         return embeds[len(scales) :], embeds[: len(scales)] if guided else None
 
     # --- decisions ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Plan: what one call applies to each of its images, and what attention is biased by at each step."""
+"""Plan: what one call applies to each of its images, and how attention treats it at each step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from livo.conditioning import attention_bias, value_text
+from livo.conditioning import Blend, blend, value_text
 from livo.record import ImageDecision
 
 
@@ -39,11 +39,11 @@ class Plan:
         found = [d.scale if d.start <= share < d.end else 0.0 for d in self.rows[image] for _ in range(self.each)]
         return found + [0.0] * (self.tokens.shape[1] - len(found))
 
-    def bias(self, share: float, length: int) -> torch.Tensor:
-        """Bias (2 N, 1, length) after `share` of the steps, for the unconditional half and the conditional one."""
+    def blend(self, share: float, length: int) -> Blend:
+        """Of 2 N rows, the unconditional half and the conditional one, after `share` of the steps."""
         conditional = [self.scales(image, share) for image in range(len(self.rows))]
         unconditional = [[0.0] * len(row) for row in conditional]  # never sees a token
-        return attention_bias(unconditional + conditional, length)
+        return blend(unconditional + conditional, length)
 
 
 def before_each_step(given: dict, enter: Callable[[int], None]) -> None:

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from livo.conditioning import BiasedCrossAttention, attention_bias, encode_value, fuse, tokenize, value_text
+from livo.conditioning import ValueAttention, blend, encode_value, fuse, tokenize, value_text
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def predict(pipe, latents, embeds, scales=None):
 
 @contextmanager
 def biased(unet, scales, length):
-    """The bias of the conditional rows held on the UNet, behind an unconditional half that is not used."""
-    attention = BiasedCrossAttention()
+    """The blend of the conditional rows held on the UNet, behind an unconditional half that is not used."""
+    attention = ValueAttention()
     attention.put_on(unet)
     try:
-        with attention.holding(attention_bias([*([[0.0]] * len(scales)), *scales], length)):
+        with attention.holding(blend([*([[0.0]] * len(scales)), *scales], length)):
             yield
     finally:
         attention.remove()
@@ -71,34 +71,66 @@ def test_the_effect_grows_with_the_scale(pipe, inputs):
     assert effects == sorted(effects) and effects[0] < 1e-4 < effects[1]
 
 
-def test_the_scale_multiplies_the_attention_weight(pipe):
-    """Against softmax written out: weights proportional to scale * exp(score)."""
+@pytest.mark.parametrize("scales", [[0.3], [1.0], [1.7], [0.0], [0.3, 0.8], [0.8, 0.3], [0.5, 0.5], [0.0, 0.4], [1.0, 0.6]])
+def test_the_scale_multiplies_the_attention_weight(pipe, scales):
+    """Against softmax written out: of one token the weight a becomes scale * a; of several, the way leads over the strongest."""
     layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
     generator = torch.Generator().manual_seed(3)
     x, keys = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 78, 32, generator=generator)
-    with torch.no_grad(), biased(pipe.unet, [[0.3]], 78):
+    with torch.no_grad(), biased(pipe.unet, [scales], 78):
         out = layer(x, encoder_hidden_states=keys)
     with torch.no_grad():
         heads, width = layer.heads, layer.to_q.out_features // layer.heads
         q, k, v = (
             f(a).view(1, -1, heads, width).transpose(1, 2) for f, a in ((layer.to_q, x), (layer.to_k, keys), (layer.to_v, keys))
         )
-        weights = (q @ k.transpose(-1, -2) / width**0.5).exp()
-        weights[..., 0] *= 0.3
-        expected = layer.to_out[0](((weights / weights.sum(-1, keepdim=True)) @ v).transpose(1, 2).reshape(1, 5, -1))
+        scores = (q @ k.transpose(-1, -2) / width**0.5).exp()
+
+        def weights(kept):
+            some = scores.clone()
+            for column in range(len(scales)):
+                some[..., column] *= column in kept
+            return some / some.sum(-1, keepdim=True)
+
+        if len(scales) == 1:
+            a = weights({0})[..., :1]
+            mixed = torch.cat([scales[0] * a, weights({})[..., 1:] * (1 - scales[0] * a)], -1)
+        else:
+            weak, strong = min(scales), max(scales)
+            mixed = weak * weights({0, 1}) + (strong - weak) * weights({scales.index(strong)}) + (1 - strong) * weights({})
+        expected = layer.to_out[0]((mixed @ v).transpose(1, 2).reshape(1, 5, -1))
     assert torch.allclose(out, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_scale_is_a_dial_even_where_a_token_takes_all_attention(pipe):
+    """The score of a trained token may be so large that no factor before the softmax would be seen."""
+    layer = next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
+    generator = torch.Generator().manual_seed(3)
+    x, keys = torch.randn(1, 5, 16, generator=generator), torch.randn(1, 78, 32, generator=generator)
+    scores = layer.to_q(x) @ layer.to_k(keys).transpose(-1, -2)
+    keys[:, 0] *= 200 * scores[..., :1].sign().mean()  # heads of either sign: what they take all of, or nothing of
+
+    def output(scale):
+        with biased(pipe.unet, [[scale]], 78):
+            return layer(x, encoder_hidden_states=keys)
+
+    without, trained = output(0.0), output(1.0)
+    assert (trained - without).abs().max() > 1
+    for scale in (0.001, 0.25, 0.5, 2.0):
+        torch.testing.assert_close(output(scale), without + scale * (trained - without), atol=1e-4, rtol=1e-4)
 
 
 def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(base, pipe, inputs):
     latents, embeds, _ = inputs
     before = predict(base, latents, embeds)
-    attention = BiasedCrossAttention()
+    attention = ValueAttention()
     attention.put_on(base.unet)
-    with pytest.raises(RuntimeError), attention.holding(attention_bias([[0.0]] * 4, 77)):
+    with pytest.raises(RuntimeError), attention.holding(blend([[0.0]] * 4, 77)):
         raise RuntimeError
     assert torch.equal(predict(base, latents, embeds), before)
     attention.remove()
-    assert not any(m._forward_pre_hooks for m in base.unet.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in base.unet.modules())
     assert torch.equal(predict(base, latents, embeds), before)
 
 

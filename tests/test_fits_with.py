@@ -236,15 +236,16 @@ def test_values_on_a_compiled_unet_are_refused_with_the_remedy(base, pipe):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_compiling_traces_once_for_all_values_and_principles(pipe, base, in_place):
+def test_compiling_traces_once_for_all_values_and_principles_and_once_more_for_strengths_between(pipe, base, in_place):
     """Dynamo with the eager backend: guards and graphs are the real ones, only code generation is left out."""
     from torch._dynamo.utils import counters
 
     runs = [
         ({"value": "bloody"}, 1),
         ({"value": "another statement"}, 1),
-        ({"value": "bloody", "value_scale": 0.3}, 1),
         ({"value": "bloody", "value_end": 0.5}, 1),
+        ({"value": "bloody", "value_scale": 0.3}, 2),
+        ({"value": "another statement", "value_scale": 0.7}, 2),
     ]
     plain = [draw(pipe, WARRIOR, **kwargs) for kwargs, _ in runs] + [draw(pipe, CAT), draw(pipe, DOCTOR, value="bloody")]
     torch._dynamo.reset()
@@ -259,13 +260,14 @@ def test_compiling_traces_once_for_all_values_and_principles(pipe, base, in_plac
         pipe.unet.compile(backend=backend, fullgraph=True)
     else:
         pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
-    compiled = [draw(pipe, WARRIOR, **runs[0][0])]
-    graphs = len(traced)
-    compiled += [draw(pipe, WARRIOR, **kwargs) for kwargs, _ in runs[1:]]
+    compiled = []
+    for kwargs, graphs in runs:
+        compiled.append(draw(pipe, WARRIOR, **kwargs))
+        assert len(traced) == graphs, (kwargs, counters["recompiles"])
     pipe.load_value_principles([PRINCIPLES[1]])
     pipe.retriever._embedder = WordEmbedder()
     compiled_doctor = draw(pipe, DOCTOR, value="bloody")
-    assert len(traced) == graphs == 1, counters["recompiles"]
+    assert len(traced) == 2, counters["recompiles"]
     compiled.append(draw(pipe, CAT))  # no value: the base's own shapes
     compiled.append(compiled_doctor)
     for ours, expected in zip(compiled, plain, strict=True):
