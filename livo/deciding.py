@@ -202,7 +202,8 @@ def would_change(principle: ValuePrinciple, decision: ValueDecision, applies: bo
     forbidden = [n for n in principle.forbidden_by if (decision.facets or {}).get(n, 0) >= 0.5]
     if decision.probability is None and not forbidden:
         change = "not apply if the prompt were farther from" if applies else "apply if the prompt were nearer to"
-        return f"it would {change} {decision.nearest_exemplar!r}"
+        listed = "a counter-exemplar" if applies else "an exemplar"
+        return f"it would {change} {decision.nearest_exemplar!r}, or {listed} said the same"
     facets = decision.facets or {}
     calls = [name for name in facets if name not in principle.forbidden_by]
     if applies:

@@ -27,6 +27,7 @@ from livo.files import differing, remove, replacing, write_json
 from livo.judges import Judge
 from livo.metrics import clip_score
 from livo.mixin import ValueMixin
+from livo.pictures import save_png
 from livo.pipeline import refuse_safety_checker
 from livo.preferences import module_hash, scheduler_record
 from livo.prompts import Prompt
@@ -267,7 +268,7 @@ def _make(
         if hasattr(eye, "embed_texts"):
             tensors["clip"] = torch.from_numpy(clip_score(features, eye.embed_texts(texts)))
     if settings.keep:
-        _keep(images, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
+        _keep(images, decisions, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
     rows = {
         "decisions": decisions,
         "digests": list(map(image_digest, images)),
@@ -331,11 +332,10 @@ def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in small]))
 
 
-def _keep(images: Sequence[Image.Image], folder: Path, places: Sequence[int], each: int) -> None:
+def _keep(images: Sequence[Image.Image], decisions: Sequence[dict], folder: Path, places: Sequence[int], each: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        with replacing(folder / f"{places[i // each]:05}-{i % each:03}.png") as temporary:
-            image.save(temporary, format="PNG")
+    for i, (image, decision) in enumerate(zip(images, decisions, strict=True)):
+        save_png(image, folder / f"{places[i // each]:05}-{i % each:03}.png", [decision] if decision else {"made by": folder.name})
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------------

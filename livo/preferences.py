@@ -91,7 +91,8 @@ def check(folder: str | Path) -> Report:
         elif twin is not sample:
             report.notes.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where}")
     strays = [f for f in Path(folder).rglob("*") if f.suffix.lower() in _IMAGES and f.resolve() not in listed]
-    strays = [f for f in strays if not (f.parent == Path(folder) and f.with_name("data_card.json").is_file())]  # its contact sheets
+    if (Path(folder) / "data_card.json").is_file():  # of a build's own are its contact sheets, and the pairs that it dropped
+        strays = [f for f in strays if f.parent != Path(folder) and f.relative_to(folder).parts[0] != "rounds"]
     if strays:
         report.notes.append(f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used")
     report.samples = usable

@@ -154,7 +154,7 @@ class ValueRetriever:
             sure = (
                 f"p {d.probability:.3f} of 0.5"
                 if d.probability is not None
-                else f"score {d.score:.3f}, threshold {d.threshold:.3f}"
+                else f"score {d.score:.3f}, " + (f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword")
             )
             lines.append(f"  {d.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.why}")
             lines.append(f"  {'':24} {would_change(principle, d, applies)}")
@@ -204,7 +204,7 @@ class ValueRetriever:
         as_facets = bool(used & set(FACETS) - set(ids))
         names = FACETS if as_facets else tuple(i for i in ids if i in used)
         if used - set(names) or not names:
-            known = FACETS if as_facets else (*ids, *FACETS)
+            known = FACETS if as_facets else tuple(dict.fromkeys((*ids, *FACETS)))
             raise ValueError(
                 f"labels {', '.join(sorted(used - set(names))) or '(none)'}: give ids or facets among {', '.join(known)}"
             )

@@ -58,6 +58,10 @@ class SavedValues:
         kwargs.setdefault("use_safetensors", True)  # no pickle
         hub = {name: kwargs[name] for name in _HUB if name in kwargs}
         pipe = super().from_pretrained(source, **kwargs)
+        if getattr(pipe.unet.config, "addition_embed_type", None) == "text_time" and not hasattr(pipe, "text_encoder_2"):
+            raise ValueError(
+                f"{source} is a Stable Diffusion XL, which {cls.__name__} cannot run: load it with livo.LiVOXLPipeline"
+            )
         if value_principles is None:
             value_principles = _saved_principles(source, pipe.value_encoder is not None, **hub) or bundled_principles()
         if value_encoder is not None:

@@ -134,6 +134,11 @@ def test_the_rows_of_a_mixed_batch_equal_their_single_runs_in_every_member(membe
     assert np.abs(mixed.images[0] - mixed.images[1]).max() > 1e-3
 
 
+def test_sdxl_loaded_as_stable_diffusion_is_told_which_class_it_needs(tiny_xl_checkpoint):
+    with pytest.raises(ValueError, match=r"is a Stable Diffusion XL.*load it with livo\.LiVOXLPipeline"):
+        LiVOPipeline.from_pretrained(tiny_xl_checkpoint)
+
+
 @pytest.mark.parametrize("which", ["text", "lcm", "xl text"])
 def test_the_effect_grows_with_the_scale_in_every_family(request, which):
     pipe, inputs = built(request, which)

@@ -98,7 +98,8 @@ def rows(folder):
 
 def test_what_is_built_can_be_trained_on_and_says_how_it_came_about(tmp_path):
     run(tmp_path)
-    assert not preferences.check(tmp_path).problems
+    report = preferences.check(tmp_path)
+    assert not report.problems and not any("are not used" in note for note in report.notes)
     samples = preferences.read(tmp_path)
     assert len(preferences.pairs(samples)) == 32
     row = rows(tmp_path)[0]

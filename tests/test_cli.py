@@ -105,6 +105,13 @@ def test_a_target_is_asked_assigned_measured_and_drawn(tmp_path, capsys):
     assert [row["direction"] for row in record].count("female") == 3
     printed = capsys.readouterr().out
     assert "asked  75%" in printed and "assigned  75%" in printed and "as the judge reads it" in printed
+    own = tmp_path / "own.yaml"  # it has no construct section, but the judge knows the classes
+    own.write_text(
+        "id: mine\nkind: debias\nstatement: gender equality\nattributes: {male: a man, female: a woman}\n"
+        "directions: {male: 'gender equality, towards male', female: 'gender equality, towards female'}\ncalled_by: [person]\n"
+    )
+    assert main(["generate", "a photo of a doctor", "-n", "2", "--steps", "2", "--principles", str(own), "-o", str(output)]) == 0
+    assert "as the judge reads it" in capsys.readouterr().out
     census.write_text("{cats: 0.5, dogs: 0.5}\n")
     assert main([*common, "--target", str(census), "-o", str(output)]) == 2
     assert "no principle has the classes cats, dogs" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from livo.judges import Judge, load_judge
 from livo.pipeline import load_pipeline
 from livo.preferences import module_hash
 from livo.prompts import Prompt
+from livo.record import read_record
 
 PROMPTS = [
     Prompt("a photo of a doctor", group="people"),
@@ -360,6 +361,7 @@ def test_sdxl_is_evaluated_too_and_livo_needs_a_value_encoder(tiny_xl_checkpoint
     assert main([*argv, "--model", str(tiny_xl_checkpoint), "--method", "base", "sld=blood", "uce=bloody", "--keep"]) == 0
     assert {file.parent.name.rsplit("-", 1)[0] for file in (tmp_path / "out" / "images").rglob("*.png")} >= {"base", "sld-blood"}
     assert "FID" in capsys.readouterr().out
+    assert read_record(next((tmp_path / "out" / "images").rglob("*.png")))[0]["prompt"] == "a photo of a doctor"
     assert main([*argv, "--model", str(tiny_checkpoint), "--method", "livo"]) == 2
     assert "no value encoder" in capsys.readouterr().err
 

@@ -211,6 +211,12 @@ def test_a_batch_whose_hinges_are_all_idle_gives_every_parameter_the_zero_gradie
     assert not any(gradient.any() for gradient in found[0].values())
 
 
+def test_distillation_may_start_far_from_what_it_regresses_on(config):
+    """Its errors are gaps, which a token that says something else makes several times as large at first."""
+    records = list(train(replace(config, objective="distillation", prompt_swap=0.9, lr=1e-9, beta=1000.0)))
+    assert records[-1]["step"] == config.steps
+
+
 def test_a_lora_is_told_where_all_pairs_are_of_directions(config, monkeypatch):
     samples = [replace(sample, direction=True) for sample in read(config.data)]
     monkeypatch.setattr("livo.training.read", lambda folder: samples)

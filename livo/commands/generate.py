@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="+", metavar="PROMPT")
     parser.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
     parser.add_argument(
-        "--value", action="append", help="auto, none, a principle's id, or a statement; several act together (default auto)"
+        "--value",
+        action="append",
+        help="auto, none, a principle's id, or a statement; give it again for several that act together (default auto)",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
@@ -76,7 +78,8 @@ def run(args) -> None:
         if base:
             sheets.append(grid(base, columns, title=f"base: {prompt}"))
         captions = [_caption(image) for image in out.decisions]
-        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=f"{names}: {first.why}"))
+        why = f"{names}: {first.why}" if first.statement else first.why
+        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=why))
         sheets += _shares(pipe, out, base, judge, sheets[-1].width)
         record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
@@ -109,10 +112,13 @@ def _shares(pipe, out, base, judge, width: int) -> list:
         principle = next(p for p in pipe.principles if p.id == decision.id)
         assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
         shown = {"asked": list(principle.shares.values()), "assigned": assigned}
-        if judge is not None and principle.construct is not None:
+        read_as = (
+            next((a for a, known in judge.attributes.items() if set(principle.attributes) <= set(known)), None) if judge else None
+        )
+        if read_as is not None:
             for what, pictures in (("LiVO, as the judge reads it", out.images), ("base, as the judge reads it", base)):
                 if pictures:
-                    read = [reading[principle.construct.judge] for reading in judge.read(pictures)]
+                    read = [reading[read_as] for reading in judge.read(pictures)]
                     shown[what] = counts(read, list(principle.shares)) / len(images)
         classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
         sheets.append(bars(principle.id, classes, width))

@@ -17,7 +17,7 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", metavar="PROMPT")
     parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt, for programs")
+    parser.add_argument("--json", action="store_true", help="one JSON list of decisions a prompt, for programs")
     parser.add_argument(
         "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
     )
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         metavar="FILE",
-        help="fit to labelled prompts (CSV or JSON lines: prompt, labels, perhaps family) and save into --output; "
+        help="fit to labelled prompts and save into --output: CSV or JSON lines with prompt, labels (ids or facets parted by |) and, where "
+        "prompts are near copies of one another, family, a name for each set of copies: none of a family is measured by another; "
         "`bundled` fits the facet heads to the project's own",
     )
     parser.add_argument(
