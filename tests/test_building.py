@@ -98,6 +98,8 @@ def rows(folder):
 
 def test_what_is_built_can_be_trained_on_and_says_how_it_came_about(tmp_path):
     run(tmp_path)
+    dropped = next(tmp_path.rglob("*_aligned.png"))
+    dropped.with_name("dropped.png").write_bytes(dropped.read_bytes())
     report = preferences.check(tmp_path)
     assert not report.problems and not any("are not used" in note for note in report.notes)
     samples = preferences.read(tmp_path)
