@@ -482,7 +482,6 @@ def test_a_run_goes_on_though_an_option_is_newer_than_it(config):
 
 
 def test_a_run_that_blows_up_stops_and_says_why(config):
-    from livo.optimising import Diverged
 
     with pytest.raises(Diverged, match="Lower the learning rate"):
         list(train(replace(config, adapter="lora", objective="diffusion_dpo", lr=1e4, steps=60, beta=1e6)))
