@@ -14,3 +14,10 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """What every command that draws images takes."""
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of everything else that is drawn (default 0)")

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import positive
+from livo.commands import add_sampling, positive
 
 HELP = "Make preference data for principles with a construct section, or check a folder of them."
 EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
@@ -27,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="papertown", help="the generator: any text-to-image pipeline (default papertown)")
     parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
     parser.add_argument("--batch", type=positive, default=32, help="images generated together (default 32)")
-    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    add_sampling(parser)
     parser.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args) -> None:

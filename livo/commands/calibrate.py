@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import positive
+from livo.commands import add_sampling, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
     parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
     parser.add_argument("-n", type=positive, default=20, help="images per prompt and principle (default 20)")
-    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_sampling(parser)
 
 
 def run(args) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.commands import positive
+from livo.commands import add_sampling, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation"
@@ -41,10 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--principles", type=Path, help="YAML file or folder: what is judged (default: the model's own, else the paper's five)"
     )
     parser.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
-    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    add_sampling(parser)
     parser.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args) -> None:

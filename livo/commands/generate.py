@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import positive
+from livo.commands import add_sampling, positive
 
 HELP = "Generate images that keep to the values their prompts call for."
 EXAMPLE = 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png'
@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
+    add_sampling(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("livo.png"), help="the grid; decisions go beside it as JSON")
     parser.add_argument(
         "--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder (default papertown)"
