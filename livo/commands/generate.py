@@ -128,4 +128,6 @@ def _shares(pipe, out, base, judge, width: int) -> list:
 def _caption(image) -> str:
     if image.statement is None:
         return "as the base"
-    return ", ".join(d.direction or f"{d.id or d.statement} token" for d in (image, *image.also) if d.applied) or "without the token"
+    return (
+        ", ".join(d.direction or f"{d.id or d.statement} token" for d in (image, *image.also) if d.applied) or "without the token"
+    )
