@@ -125,7 +125,9 @@ def test_calibration_is_measured_and_saved_with_the_encoder(tmp_path, capsys):
     prompts.write_text("a photo of a doctor\n\n")
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "-n", "10", "--steps", "8"]) == 0
     saved = json.loads((encoder / "config.json").read_text())["value_calibration"]["gender_equality"]
-    assert saved["classes"] == ["male", "female"] and saved["images"] == 10 and "shares that meet" in capsys.readouterr().out
+    assert saved["classes"] == ["male", "female"] and saved["images"] == 10
+    printed = capsys.readouterr().out
+    assert "shares that meet" in printed and "10 images for 2 directions; below 20 each the shares are rough" in printed
     text = (Path(__file__).parents[1] / "value_principles" / "livo.yaml").read_text().replace("judge: gender", "judge: sex")
     (tmp_path / "other.yaml").write_text(text)
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "--principles", str(tmp_path / "other.yaml")]) == 2

@@ -11,6 +11,7 @@ from livo.commands import add_sampling, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
+_ENOUGH = 20  # images a direction: one that misses is then 5%
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,10 @@ def run(args) -> None:
             read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
             seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
         calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
+        if calibration.images < _ENOUGH * len(calibration.classes):
+            print(
+                f"note: {calibration.images} images for {len(calibration.classes)} directions; below {_ENOUGH} each the shares are rough"
+            )
         settings = {"model": args.model, "steps": args.steps, "guidance": args.guidance, "seed": args.seed, "n": args.n}
         found[principle.id] = vars(calibration) | {"settings": settings}
         for name, row in zip(calibration.classes, calibration.confusion, strict=True):
