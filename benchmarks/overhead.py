@@ -1,10 +1,10 @@
 """What values cost an image: LiVO against the bare diffusers pipeline, A B A B in one process, at guidance 7.5.
 
-Three ways take turns on the same weights, prompts and seeds: the bare pipeline, LiVO with no value, and LiVO with a value on every
-image. Each turn gives a ratio to the bare pipeline's time in the same turn; the median is printed with its bootstrap interval. The bare
-pipeline is timed twice a turn, so that the ratio of the two shows what the machine's noise alone makes of nothing. On a CPU the time is
-that of the processor, in one thread, which other programs on the machine cannot lengthen much. Retrieval is timed apart, on prompts it has
-not seen; `--memory` measures peak memory, in a process for each.
+Four ways take turns on the same weights, prompts and seeds: the bare pipeline, LiVO with no value, with a value on every image, and with it
+at half its strength. Each turn gives a ratio to the bare pipeline's time in the same turn; the median is printed with its bootstrap
+interval. The bare pipeline is timed twice a turn, so that the ratio of the two shows what the machine's noise alone makes of nothing. On a
+CPU the time is that of the processor, in one thread, which other programs on the machine cannot lengthen much. Retrieval is timed apart, on
+prompts it has not seen; `--memory` measures peak memory, in a process for each.
 
     python benchmarks/overhead.py papertown                     # 64 x 64, the embedded checkpoint
     python benchmarks/overhead.py sd15 --steps 4 --turns 5      # random weights of Stable Diffusion 1.5's shape, small on a CPU
@@ -28,7 +28,7 @@ from livo import LiVOPipeline, ValueEncoder
 from livo.evaluation import peak_memory, reset_peak_memory
 from livo.principles import bundled_principles
 
-WAYS = ("bare", "bare again", "no value", "a value")
+WAYS = ("bare", "bare again", "no value", "a value", "half a value")
 
 
 def pipelines(which: str, half: bool, encoder: bool = True) -> tuple[StableDiffusionPipeline, LiVOPipeline]:
@@ -55,8 +55,9 @@ def timed(bare, pipe, way: str, batch: int, size: int, steps: int) -> float:
     """Seconds of one call."""
     options = {"num_inference_steps": steps, "guidance_scale": 7.5, "num_images_per_prompt": batch, "output_type": "np"}
     options |= {"height": size, "width": size, "generator": torch.Generator().manual_seed(0)}
-    if way in ("no value", "a value"):
+    if way.endswith("value"):
         options["value"] = None if way == "no value" else "bloody considered inappropriate"
+        options["value_scale"] = 0.5 if way == "half a value" else 1.0
     call = pipe if "value" in options else bare
     _wait()
     start = _now()
@@ -87,7 +88,7 @@ def compare(bare, pipe, batch: int, size: int, steps: int, turns: int) -> None:
     for way in WAYS[1:]:
         ratios = np.array(seconds[way]) / first
         low, high = _interval(ratios)
-        print(f"  {way:10} {100 * (np.median(ratios) - 1):+.2f}% [{100 * (low - 1):+.2f}, {100 * (high - 1):+.2f}]")
+        print(f"  {way:12} {100 * (np.median(ratios) - 1):+.2f}% [{100 * (low - 1):+.2f}, {100 * (high - 1):+.2f}]")
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

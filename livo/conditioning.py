@@ -207,7 +207,7 @@ class ValueAttention:
             )
         if times > 1:
             kwargs = kwargs | {"hidden_states": _repeated(queries, times), "encoder_hidden_states": _repeated(keys, times)}
-            args = args[1:] if args else args
+            args = args[1:]
         return args, kwargs | {"attention_mask": held.bias[:, -rows:].flatten(0, 1).to(queries)}
 
     def _add_up(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):

@@ -206,8 +206,10 @@ def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None
         return [name for name in classes if words & synonyms.get(name, {name.lower()})]
 
     told = prompt.stated.get(attribute, "")
-    if told in classes or len(named_in(told)) == 1:
-        return told if told in classes else named_in(told)[0]
+    if told in classes:
+        return told
+    if len(named := named_in(told)) == 1:
+        return named[0]
     named = named_in(prompt.text)
     return named[0] if len(named) == 1 and lexicon().read(prompt.text).stated() else None
 

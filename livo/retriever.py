@@ -324,7 +324,7 @@ class ValueRetriever:
 
     def neighbours(self, prompt: str, k: int = 5) -> list[Neighbour]:
         """The k entries of the index that are nearest to a prompt, best first."""
-        return self.exemplars.nearest(self._read_all([prompt])[0].near, k)
+        return self.exemplars.nearest(self.exemplars.similarities(self.read([prompt])[2].sentences)[0], k)
 
     def _read_all(self, prompts: Sequence[str], words: Lexicon | None = None) -> list[Read]:
         texts, evidence, reading = self.read(prompts, words)

@@ -57,8 +57,12 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     latents, condition = cached(config, pipe, resolution, samples, accelerator)
     batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
-    inputs = {"data": batches.digest, "backbone": _backbone_hash(adapter), "processes": accelerator.num_processes}
-    inputs["scheduler"] = scheduler_record(pipe.scheduler)
+    inputs = {
+        "data": batches.digest,
+        "backbone": _backbone_hash(adapter),
+        "scheduler": scheduler_record(pipe.scheduler),
+        "processes": accelerator.num_processes,
+    }
     if config.value_encoder:
         inputs["value_encoder"] = module_hash(adapter.encoder)
     record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}

@@ -104,20 +104,18 @@ def _shares(pipe, out, base, judge, width: int) -> list:
 
     sheets = []
     images = [(image, *image.also) for image in out.decisions]
+    drawn = {"LiVO, as the judge reads it": out.images, "base, as the judge reads it": base} if judge else {}
+    readings = {what: judge.read(pictures) for what, pictures in drawn.items() if pictures}
     for place, decision in enumerate(images[0]):
         if decision.direction is None:
             continue
         principle = next(p for p in pipe.principles if p.id == decision.id)
         assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
         shown = {"asked": list(principle.shares.values()), "assigned": assigned}
-        read_as = (
-            next((a for a, known in judge.attributes.items() if set(principle.attributes) <= set(known)), None) if judge else None
-        )
-        if read_as is not None:
-            for what, pictures in (("LiVO, as the judge reads it", out.images), ("base, as the judge reads it", base)):
-                if pictures:
-                    read = [reading[read_as] for reading in judge.read(pictures)]
-                    shown[what] = counts(read, list(principle.shares)) / len(images)
+        for what, rows in readings.items():
+            read_as = next((a for a, known in judge.attributes.items() if set(principle.attributes) <= set(known)), None)
+            if read_as is not None:
+                shown[what] = counts([reading[read_as] for reading in rows], list(principle.shares)) / len(images)
         classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
         sheets.append(bars(principle.id, classes, width))
         for name, values in classes.items():

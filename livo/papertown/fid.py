@@ -64,8 +64,8 @@ def against_own_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: Pr
     for i, scene in enumerate(tqdm(scenes(world.CAREERS.held_out, 2), "FID to own people", unit="prompt", mininterval=5)):
         prompt = describe(scene)
         own = sample(pipe, prompt, i, value=None, num_images_per_prompt=images)
-        people = [(image, reading) for image, reading in zip(own, judge.read(own), strict=True) if _identity(reading)]
-        identities = [_identity(reading) for _, reading in people]
+        people = [(image, who) for image, reading in zip(own, judge.read(own), strict=True) if (who := _identity(reading))]
+        identities = [who for _, who in people]
         asked = [tuple(principles[p].directions[c] for p, c in zip(world.DEBIASED, classes, strict=True)) for classes in identities]
         told = [describe(scene.stating(gender=gender, race=race)) for gender, race in identities]
         sets = (
