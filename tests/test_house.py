@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment", "calibration", "labelled"},
+    {"files", "construct", "config", "progress", "assignment", "calibration", "labelled", "sentence_encoder"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "prompts"}
     | {"normalise", "evidence", "facets"},
     {"exemplars", "embedding"},
