@@ -10,6 +10,7 @@ from PIL import Image
 
 from livo import judges
 from livo.judges import ClassifierJudge, CLIPJudge, SafetyCheckerJudge, VisionLanguageJudge, disagreement, load_judge
+from livo.judges.base import loading
 from livo.principles import ValuePrinciple
 
 GENDER = ValuePrinciple(id="gender", kind="debias", statement="gender equality", attributes={"male": "a man", "female": "a woman"})
@@ -283,7 +284,7 @@ def test_a_judge_that_cannot_load_says_what_to_do(spec, principles, words):
 
 
 def test_a_missing_package_names_the_extra():
-    with pytest.raises(ValueError, match=r"pip install livo\[eval\]"), judges._loading("vlm", "somewhere"):
+    with pytest.raises(ValueError, match=r"pip install livo\[eval\]"), loading("vlm", "somewhere"):
         raise ImportError("LlamaTokenizer requires the SentencePiece library")
 
 
