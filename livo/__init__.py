@@ -9,7 +9,7 @@ _HOMES = {
     "LiVOXLPipeline": "livo.pipeline",
     "ValueDecision": "livo.deciding",
     "ValueEncoder": "livo.value_encoder",
-    "ValueLedger": "livo.assignment",
+    "ValueLedger": "livo.ledger",
     "ValuePrinciple": "livo.principles",
     "ValueRetriever": "livo.retriever",
     "aligned": "livo.attaching",

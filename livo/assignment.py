@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -9,54 +11,31 @@ import numpy as np
 Shares = Mapping[Hashable, float]  # class -> share, together 1
 
 
-class ValueLedger:
-    """Remembers what each prompt's images were assigned, so that successive calls together meet the target.
-
-    A hundred calls of one image each then come out as one call of a hundred images would. One ledger belongs to one series of
-    calls; the decisions in their records tell what it was.
-    """
-
-    def __init__(self):
-        self.given: dict[Hashable, dict[Hashable, int]] = {}
-
-    def quotas(self, key: Hashable, number: int, shares: Shares) -> np.ndarray:
-        """What the next `number` images of `key` should be assigned, in images, not yet whole."""
-        given = np.array([self.given.get(key, {}).get(name, 0) for name in shares], dtype=float)
-        missing = np.array(list(shares.values())) * (given.sum() + number) - given
-        missing = missing.clip(min=0)
-        return missing * (number / missing.sum())
-
-    def add(self, key: Hashable, classes: Sequence[Hashable]) -> None:
-        counts = self.given.setdefault(key, {})
-        for name in classes:
-            counts[name] = counts.get(name, 0) + 1
-
-
-def apportion(quotas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Whole counts by largest remainder, of quotas that sum to a whole number; `rng` breaks ties."""
-    number = round(float(quotas.sum()))
-    counts = np.floor(quotas + 1e-9).astype(int)
-    remainders = np.round(quotas - counts, 6)
-    order = np.lexsort((rng.random(len(counts)), -remainders))
-    counts[order[: number - counts.sum()]] += 1
-    return counts
+def text_seed(text: str) -> int:
+    """A prompt's part of the seed of its draw, the same on every machine and for every Unicode form of the text."""
+    composed = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(composed).digest()[:8], "little")
 
 
 def share_out(
-    number: int, targets: Sequence[Shares], seed: Sequence[int], ledger: ValueLedger | None = None, keys: Sequence[Hashable] = ()
+    number: int, targets: Sequence[Shares], seed: Sequence[int], before: Sequence[Mapping[Hashable, int]] = ()
 ) -> list[tuple]:
     """For each of `number` images one class of every target.
 
-    The counts of every target are exact by largest remainder; within each class of one target the classes of the next come out as
-    even as whole images allow, so that none goes with another. `seed` breaks ties and gives the order. With a `ledger`, `keys` name
-    the targets in it, and the counts make up for what was added to it before; adding these rows is the caller's.
+    Each class gets its share of the images, rounded down or up. `seed` decides which are rounded up, such that over many seeds every
+    class gets exactly its share, also where a call draws a single image. It gives the order too. Within each class of one target the
+    classes of the next come out as even as whole images allow, so that the targets are independent of each other.
+
+    Args:
+        before: For each target the images that its classes were given earlier. Where there are any, the new counts bring the totals
+            as near to the shares as they can.
     """
     rng = np.random.default_rng(seed)
     rows: list[tuple] = [()] * number
     ranks: list[tuple] = [()] * number
     for i, shares in enumerate(targets):
-        quotas = np.array(list(shares.values())) * number if ledger is None else ledger.quotas(keys[i], number, shares)
-        counts = apportion(quotas, rng)
+        given = np.array([before[i].get(name, 0) if before else 0 for name in shares], dtype=float)
+        counts = _counts(number, np.array(list(shares.values())), given, rng)
         names = list(shares)
         order = sorted(range(number), key=lambda image: (ranks[image], rng.random()))
         for image, k in zip(order, _spread(counts, rng), strict=True):
@@ -65,14 +44,21 @@ def share_out(
     return [rows[image] for image in rng.permutation(number)]
 
 
-def token_shares(rate: float, number: int, seed: Sequence[int]) -> Shares:
-    """Shares of {True: token, False: none} for the plain token at `rate`, whole for `number` images.
-
-    Where the rate is not a whole number of images, the seed decides about the odd one, so that it holds over many seeds.
-    """
-    whole, rest = divmod(number * rate + 1e-9, 1)
-    count = int(whole) + (np.random.default_rng(seed).random() < rest - 1e-9)
-    return {True: count / number, False: 1 - count / number}
+def _counts(number: int, shares: np.ndarray, given: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How many of the next `number` images each class gets, after those in `given`."""
+    missing = (shares * (given.sum() + number) - given).clip(min=0)
+    quotas = missing * (number / missing.sum())
+    counts = np.floor(quotas + 1e-9).astype(int)
+    remainders = np.round(quotas - counts, 6).clip(min=0)
+    odd = number - counts.sum()
+    order = rng.permutation(len(counts))
+    if given.any():  # largest remainder keeps the totals near the shares at all times
+        counts[order[np.argsort(-remainders[order], kind="stable")][:odd]] += 1
+    elif odd:  # systematic sampling: each class is rounded up with a probability that is its remainder
+        ends = np.cumsum(remainders[order])
+        picked = np.searchsorted(ends * (odd / ends[-1]), rng.random() + np.arange(odd), side="right")
+        np.add.at(counts, order[picked], 1)
+    return counts
 
 
 def _spread(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:

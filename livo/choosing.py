@@ -12,8 +12,9 @@ from numbers import Real
 
 from transformers import CLIPTextModel
 
-from livo.assignment import ValueLedger, share_out, token_shares
+from livo.assignment import share_out, text_seed
 from livo.calibration import Calibration
+from livo.ledger import Reservation
 from livo.principles import RESERVED, ValuePrinciple
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -65,9 +66,18 @@ class ValueChooser:
         return self.retriever.principles if self.retriever else []
 
     def choose(
-        self, prompts: Sequence[str], wishes: Wishes, number: int, seeds: Sequence[Sequence[int]], ledger: ValueLedger | None = None
+        self,
+        prompts: Sequence[str],
+        wishes: Wishes,
+        number: int,
+        seeds: Sequence[Sequence[int]],
+        reservation: Reservation | None = None,
     ) -> list[ImageDecision]:
-        """`number` decisions for each prompt, one an image; `seeds` has an entry for each prompt.
+        """`number` decisions for each prompt, one an image.
+
+        Args:
+            seeds: For each prompt what its draw depends on, beside its text.
+            reservation: Takes the shares from a ledger.
 
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
@@ -81,7 +91,7 @@ class ValueChooser:
                 (replace(d, scale=self._scale_of(d, scale), start=wishes.starts[i], end=wishes.ends[i]) if d.statement else d, p)
                 for d, p in chosen
             ]
-            decisions += self._assigned(chosen, number, seeds[i], ledger)
+            decisions += self._assigned(chosen, number, (*seeds[i], text_seed(text)), reservation)
         return decisions
 
     def _scale_of(self, decision: ImageDecision, scale) -> float:
@@ -92,12 +102,14 @@ class ValueChooser:
             scale = scale.get(decision.id, self.default_scale)
         return checked_scale(scale)
 
-    def _assigned(self, chosen: list[Chosen], number: int, seed: Sequence[int], ledger: ValueLedger | None) -> list[ImageDecision]:
+    def _assigned(
+        self, chosen: list[Chosen], number: int, seed: Sequence[int], reservation: Reservation | None
+    ) -> list[ImageDecision]:
         """The decision for each of a prompt's images: its directions, or whether it receives the plain token."""
         if chosen[0][0].statement is None:
             return [chosen[0][0]] * number
         targets, plans = [], []
-        for i, (decision, principle) in enumerate(chosen):
+        for decision, principle in chosen:
             directions = principle.directions if principle is not None else {}
             known = getattr(self.encoder, "statements", None)
             if directions and set(directions.values()) - set(known or ()):
@@ -119,12 +131,15 @@ class ValueChooser:
             rate = 1.0 if principle is None else principle.apply_rate
             if directions:
                 decision, shares = self._calibrated(decision, principle)
-            plain = token_shares(rate, number, (*seed, i)) if ledger is None else {True: rate, False: 1 - rate}
-            targets.append(shares if directions else plain)
+            targets.append(shares if directions else {True: rate, False: 1 - rate})
             plans.append((decision, directions))
-        keys = [(decision.prompt, decision.id or decision.statement) for decision, _ in plans]
+        if reservation is None:
+            rows = share_out(number, targets, seed)
+        else:  # at scale 0 an image is given nothing
+            keys = [(d.prompt, d.id or d.statement) if d.scale > 0 else None for d, _ in plans]
+            rows = reservation.share_out(number, targets, seed, keys)
         images = []
-        for classes in share_out(number, targets, seed, ledger, keys):
+        for classes in rows:
             parts = [
                 replace(decision, statement=directions[name], direction=name, applied=decision.scale > 0)
                 if directions

@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
-from livo.assignment import ValueLedger
 from livo.files import differing, remove, replacing, write_json
 from livo.judges import Judge
+from livo.ledger import ValueLedger
 from livo.metrics import clip_score
 from livo.mixin import ValueMixin
 from livo.pictures import save_png

@@ -44,11 +44,12 @@ def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written below `folder`; what a living one is writing stays."""
     for leftover in folder.rglob("*.partial"):
         writer = leftover.name.split(".")[-2]
-        if not writer.isdecimal() or int(writer) == os.getpid() or not _alive(int(writer)):
+        if not writer.isdecimal() or int(writer) == os.getpid() or not alive(int(writer)):
             remove(leftover)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

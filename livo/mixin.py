@@ -6,7 +6,7 @@ import hashlib
 import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, make_dataclass, replace
 from functools import cache
 from inspect import Parameter, signature
@@ -16,9 +16,9 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel
 
-from livo.assignment import ValueLedger
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.ledger import Reservation, ValueLedger
 from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -111,7 +111,8 @@ class ValueMixin(SavedValues):
                 attention to it go half the way. A mapping gives one for each principle's id.
             value_start, value_end: The share of the sampler's steps at which the token begins and ceases to act, 0 to 1, one for
                 all or one for each prompt. Before and after it is masked.
-            ledger: Balances directions over successive calls too, so that calls of one image each meet the target together.
+            ledger: Balances what images are given over successive calls too, of one process or many, so that calls of one image each
+                meet the target together (see `ValueLedger`). Without one, the seed and the prompt's text decide.
 
         Returns:
             What the base class returns, with `decisions`, one ImageDecision for each image, as its last field; with
@@ -124,27 +125,27 @@ class ValueMixin(SavedValues):
         given = call.arguments
         return_dict = given.get("return_dict", True)
         given["return_dict"] = True
-        decisions = self._decide(prompt, (value, value_scale, value_start, value_end), ledger, given)
-        if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
-            given["prompt"] = None  # the base takes one of them
-        plan = self._planned(decisions)
-        if plan is None:
-            with acting(None):
-                out = super().__call__(*call.args, **call.kwargs)
-        else:
-            decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
-            self._hook()
-            if plan.changes:
-                before_each_step(given, self._enter)
-            self._plan = plan
-            try:
-                with self._attention.holding(None):
+        if not isinstance(ledger, (ValueLedger, type(None))):
+            raise ValueError(f"ledger is {ledger!r}: give a ValueLedger, such as ValueLedger('shares.sqlite')")
+        with nullcontext() if ledger is None else ledger.reserving() as reservation:  # counted once the images are there
+            decisions = self._decide(prompt, (value, value_scale, value_start, value_end), reservation, given)
+            if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
+                given["prompt"] = None  # the base takes one of them
+            plan = self._planned(decisions)
+            if plan is None:
+                with acting(None):
                     out = super().__call__(*call.args, **call.kwargs)
-            finally:
-                self._plan = None
-        if ledger is not None:  # the images are there now
-            for decision in (d for image in decisions for d in (image, *image.also) if d.statement and d.scale > 0):
-                ledger.add((decision.prompt, decision.id or decision.statement), [decision.direction or decision.applied])
+            else:
+                decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
+                self._hook()
+                if plan.changes:
+                    before_each_step(given, self._enter)
+                self._plan = plan
+                try:
+                    with self._attention.holding(None):
+                        out = super().__call__(*call.args, **call.kwargs)
+                finally:
+                    self._plan = None
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
         return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
 
@@ -210,7 +211,7 @@ class ValueMixin(SavedValues):
 
     # --- decisions ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, prompt, wishes: tuple, ledger: ValueLedger | None, given: dict) -> list[ImageDecision]:
+    def _decide(self, prompt, wishes: tuple, reservation: Reservation | None, given: dict) -> list[ImageDecision]:
         """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
         value, scale, start, end = wishes
         number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
@@ -239,9 +240,11 @@ class ValueMixin(SavedValues):
             )
         if one_each and len(generator) != images:
             raise ValueError(f"{len(generator)} generators for {images} images: give one for all, or one each")
-        seeds = [(self._seed(generator[i * number]), 0) if one_each else (self._seed(generator), i) for i in range(len(prompts))]
+        # With one generator for all, a text that comes again draws again.
+        again = [0 if one_each else prompts[:i].count(text) for i, text in enumerate(prompts)]
+        seeds = [(self._seed(generator[i * number] if one_each else generator), again[i]) for i in range(len(prompts))]
         chooser = ValueChooser(self.retriever, self.value_encoder, self.value_scale)
-        decisions = chooser.choose(prompts, wishes, number, seeds, ledger)
+        decisions = chooser.choose(prompts, wishes, number, seeds, reservation)
         if generator is None:
             return decisions
         of = [(generator[i].initial_seed(), 0) if one_each else (generator.initial_seed(), i) for i in range(images)]

@@ -1,9 +1,11 @@
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency, chisquare
 
-from livo.assignment import ValueLedger, share_out, token_shares
+from livo.assignment import share_out, text_seed
 
 TARGETS = [(0.5, 0.5), (0.2,) * 5, (0.6, 0.2, 0.1, 0.05, 0.05), (1.0, 0.0), (1 / 3,) * 3, (0.123, 0.877)]
 
@@ -17,17 +19,46 @@ def counted(rows, names, place=0):
 
 
 @pytest.mark.parametrize("shares", TARGETS)
-def test_counts_are_by_largest_remainder_for_every_number_of_images(shares):
+def test_every_class_gets_its_share_rounded_down_or_up(shares):
     names = named(shares)
     for number in range(1, 201):
         counts = counted(share_out(number, [names], (number, 0)), names)
         assert sum(counts) == number
-        floors = [int(share * number + 1e-9) for share in shares]
-        rest = [share * number - floor for share, floor in zip(shares, floors, strict=True)]
-        assert all(count - floor in (0, 1) for count, floor in zip(counts, floors, strict=True))
-        raised = [r for r, c, f in zip(rest, counts, floors, strict=True) if c > f]
-        left = [r for r, c, f in zip(rest, counts, floors, strict=True) if c == f]
-        assert not raised or not left or max(left) <= min(raised) + 1e-5
+        assert all(abs(count - share * number) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+@pytest.mark.parametrize("shares", TARGETS)
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_over_many_seeds_every_class_gets_exactly_its_share(shares, number):
+    names = named(shares)
+    rows = [row for seed in range(1000) for row in share_out(number, [names], (seed, 5))]
+    wanted = [len(rows) * share for share in shares]
+    counts = counted(rows, names)
+    assert all(abs(c - w) <= 4 * (max(w, 1) * (1 - w / len(rows))) ** 0.5 for c, w in zip(counts, wanted, strict=True))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2,) * 5, (0.6, 0.2, 0.1, 0.05, 0.05)])
+def test_one_seed_spreads_many_prompts_as_the_target_says(shares):
+    texts = [f"a photo of a {word} {i}" for i in range(100) for word in ("doctor", "nurse", "pilot", "chef")]
+    names, other = named(shares), {"he": 0.5, "she": 0.5}
+    rows = [share_out(1, [names, other], (12345, 0, text_seed(text)))[0] for text in texts]
+    assert chisquare(counted(rows, names), [400 * share for share in shares]).pvalue > 0.01
+    table = [[rows.count((name, one)) for one in other] for name in names]
+    assert chi2_contingency(table).pvalue > 0.01  # the principles are independent of each other
+
+
+def test_one_prompt_is_spread_over_seeds_and_neighbours_are_not_alike():
+    names = named((0.2,) * 5)
+    draws = [share_out(1, [names], (seed, 0, text_seed("a doctor")))[0][0] for seed in range(500)]
+    assert chisquare([draws.count(name) for name in names]).pvalue > 0.01
+    table = [[sum(pair == (a, b) for pair in itertools.pairwise(draws)) for b in names] for a in names]
+    assert chi2_contingency(table).pvalue > 0.01
+
+
+def test_the_texts_seed_is_stable_and_blind_to_unicode_forms():
+    assert text_seed("a doctor") == 17140139966648273595
+    assert text_seed("caf\u00e9") == text_seed("cafe\u0301") != text_seed("cafe")
+    assert text_seed("half a pair \ud83d") != text_seed("half a pair")
 
 
 def test_the_seed_repeats_everything_and_gives_ties_and_order():
@@ -61,31 +92,12 @@ def test_three_targets_are_exact_each():
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1 / 3, 0.5, 0.8, 1.0])
 def test_the_plain_tokens_share_is_exact_for_every_number_of_images(rate):
     for number in range(1, 201):
-        hits = counted(share_out(number, [token_shares(rate, number, (7, number))], (7, number)), [True])[0]
+        hits = counted(share_out(number, [{True: rate, False: 1 - rate}], (7, number)), [True])[0]
         assert abs(hits - number * rate) < 1
         if abs(number * rate - round(number * rate)) < 1e-9:
             assert hits == round(number * rate)
 
 
 def test_single_images_receive_the_plain_token_at_the_rate_in_the_long_run():
-    hits = [share_out(1, [token_shares(0.3, 1, (seed, 0))], (seed, 0))[0][0] for seed in range(4000)]
+    hits = [share_out(1, [{True: 0.3, False: 0.7}], (seed, 0))[0][0] for seed in range(4000)]
     assert np.mean(hits) == pytest.approx(0.3, abs=0.03)
-
-
-@pytest.mark.parametrize("shares", TARGETS)
-@pytest.mark.parametrize("sizes", [[1] * 100, [3] * 33 + [1], [50, 1, 49], [7, 13, 80]])
-def test_calls_with_a_ledger_meet_the_target_as_one_call_would(shares, sizes):
-    names, ledger, rows = named(shares), ValueLedger(), []
-    for i, number in enumerate(sizes):
-        new = share_out(number, [names], (i, 0), ledger, ["a prompt"])
-        ledger.add("a prompt", [row[0] for row in new])
-        rows += new
-        counts = counted(rows, names)
-        assert all(abs(c - s * len(rows)) <= 1 + 1e-6 for c, s in zip(counts, shares, strict=True))
-
-
-def test_a_ledger_keeps_prompts_apart():
-    ledger, names = ValueLedger(), named((0.5, 0.5))
-    for i in range(4):
-        ledger.add("doctor", share_out(1, [names], (i, 0), ledger, ["doctor"])[0])
-    assert sum(ledger.given["doctor"].values()) == 4 and "nurse" not in ledger.given

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from livo import ValueLedger
 from livo.cli import COMMANDS, main
 
 
@@ -27,6 +28,14 @@ def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, 
     assert "token on 2 of 2 images" in capsys.readouterr().out
 
 
+def test_generate_with_a_ledger_balances_over_prompts_and_runs(tmp_path):
+    for career in ("doctor", "nurse"):
+        prompts = [f"a photo of a {career}", f"a {career} at night"]
+        options = ["-n", "1", "--steps", "1", "--value", "gender_equality", "--ledger", str(tmp_path / "shares.sqlite")]
+        assert main(["generate", *prompts, *options, "-o", str(tmp_path / "out.png")]) == 0
+    assert ValueLedger(tmp_path / "shares.sqlite").counts("gender_equality") == {"male": 2, "female": 2}
+
+
 def test_env_names_the_versions_for_a_bug_report(capsys):
     assert main(["env"]) == 0
     text = capsys.readouterr().out
@@ -46,6 +55,8 @@ def test_papertown_grid_is_a_picture(tmp_path):
         (["generate", "a doctor", "--model", "./absent"], "absent"),
         (["generate", "a doctor", "--value", "gender_equalty"], "gender_equalty"),
         (["generate", "a doctor", "--scale", "-2"], "value_scale"),
+        (["generate", "a doctor", "--ledger", __file__], "not a ledger"),
+        (["generate", "a doctor", "--ledger", "absent/x.sqlite"], "name a file in a folder that exists"),
         (["retrieve", "a doctor", "--principles", "absent"], "absent"),
         (["build"], "--output"),
         (["build", "--check", "absent"], "no such folder"),

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
     {"files", "construct", "config", "progress", "assignment", "calibration", "labelled", "sentence_encoder"},
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "prompts"}
-    | {"normalise", "evidence", "facets"},
+    | {"normalise", "evidence", "facets", "ledger"},
     {"exemplars", "embedding"},
     {"deciding"},
     {"retriever", "value_encoder", "preferences"},

@@ -7,7 +7,7 @@ from conftest import PRINCIPLES, WordEmbedder
 from diffusers import StableDiffusionPipeline
 
 from livo import LiVOPipeline, ValuePrinciple, load_principles
-from livo.assignment import ValueLedger
+from livo.ledger import ValueLedger
 from livo.pipeline import PRINCIPLES_FILE
 from livo.principles import bundled_principles
 
@@ -351,12 +351,46 @@ def test_single_image_calls_meet_the_target_together_with_a_ledger(pipe):
     ledger, quick = ValueLedger(), {"num_inference_steps": 1, "output_type": "latent"}
     given = [pipe(DOCTOR, value="tones", ledger=ledger, **quick).decisions[0].direction for _ in range(10)]
     assert sorted(given) == sorted("aabbccddee")
-    before = {key: dict(counts) for key, counts in ledger.given.items()}
+    before = ledger.counts("tones")
     pipe(DOCTOR, value="tones", value_scale=0, ledger=ledger, **quick)  # nothing is given
-    assert {key: dict(counts) for key, counts in ledger.given.items()} == before
+    assert ledger.counts("tones") == before
     pipe.value_encoder.config.value_statements = None
     plain = [pipe(WARRIOR, value="tones", ledger=ledger, **quick).decisions[0].applied for _ in range(10)]
     assert sum(plain) == 5
+
+
+def test_single_images_of_many_prompts_meet_the_target_across_the_principle(pipe, tmp_path):
+    pipe.load_value_principles([TONES])
+    pipe.value_encoder.config.value_statements = list(TONES.directions.values())
+    ledger, quick = ValueLedger(tmp_path / "shares.sqlite", across="principle"), {"num_inference_steps": 1, "output_type": "latent"}
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    for i in range(10):
+        with pytest.raises(KeyboardInterrupt):
+            pipe(f"person {i}", value="tones", ledger=ledger, callback_on_step_end=fail, **quick)
+        assert sum(ledger.counts("tones").values()) == i  # only images that are there count
+        pipe(f"person {i}", value="tones", ledger=ledger, **quick)
+    assert ledger.counts("tones") == dict.fromkeys("abcde", 2)
+    with pytest.raises(ValueError, match=r"give a ValueLedger, such as ValueLedger\('shares.sqlite'\)"):
+        pipe(DOCTOR, ledger="shares.sqlite", **quick)
+
+
+def test_one_seed_gives_different_prompts_different_directions(pipe):
+    pipe.load_value_principles([TONES])
+    pipe.value_encoder.config.value_statements = list(TONES.directions.values())
+    texts, quick = [f"person {i}" for i in range(16)], {"num_inference_steps": 1, "output_type": "latent"}
+
+    def directions(prompts, generator):
+        return [d.direction for d in pipe(prompts, value="tones", generator=generator, **quick).decisions]
+
+    single = [directions(text, torch.Generator().manual_seed(0))[0] for text in texts]
+    assert len(set(single)) == 5 and max(map(single.count, "abcde")) <= 8
+    assert directions(texts, torch.Generator().manual_seed(0)) == single  # whatever else is in the batch
+    assert directions(texts[::-1], [torch.Generator().manual_seed(0) for _ in texts]) == single[::-1]
+    twice = directions([DOCTOR] * 40, torch.Generator().manual_seed(0))
+    assert set(twice) == set("abcde")  # a text that comes again draws again
 
 
 def test_a_calibration_beside_the_encoder_changes_the_shares_and_stands_in_the_record(pipe, tmp_path):

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
     parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="FILE",
+        help="balance with all images drawn with this file, by other runs and processes too; made where there is none",
+    )
     parser.add_argument("--target", metavar="FILE[#ENTRY]", help="YAML file of shares for the principle that has these classes")
 
 
@@ -39,9 +45,11 @@ def run(args) -> None:
 
     from livo.files import write_json
     from livo.judges import load_judge
+    from livo.ledger import ValueLedger
     from livo.pictures import grid, save_png, stack
     from livo.pipeline import load_pipeline
 
+    ledger = ValueLedger(args.ledger, across=None if args.ledger.exists() else "principle") if args.ledger else None
     pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
     if args.target:
         pipe.load_value_principles(_with_target(pipe.principles, args.target))
@@ -59,6 +67,7 @@ def run(args) -> None:
             prompt,
             value=value,
             value_scale=args.scale,
+            ledger=ledger,
             num_images_per_prompt=args.n,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
