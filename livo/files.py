@@ -1,13 +1,115 @@
-"""Writing so that a file or folder is either whole or not there."""
+"""Reading text that people made, and writing so that a file or folder is either whole or not there."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_KINDS = {  # how files start that are no text
+    b"PAR1": "Parquet data",
+    b"PK\x03\x04": "a zip archive (as .xlsx is)",
+    b"\x1f\x8b": "gzip data",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ": "xz data",
+    b"\x28\xb5\x2f\xfd": "zstandard data",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"%PDF": "a PDF",
+}
+
+
+def check_file(file: Path) -> None:
+    """Raises FileNotFoundError or ValueError where `file` is no regular file; the message says what it is."""
+    if file.is_symlink() and not file.exists():
+        raise FileNotFoundError(f"{file}: a broken link to {os.readlink(file)}")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.is_dir():
+        raise ValueError(f"{file}: a folder; name a file")
+    if not file.is_file():
+        raise ValueError(f"{file}: a device or a pipe; name a file")
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: it is not there, cannot be opened, or is no file. The message names it.
+    """
+    check_file(file)
+    try:
+        return file.read_bytes()
+    except PermissionError:
+        raise PermissionError(f"{file}: no permission to read it") from None
+
+
+def read_text(file: str | Path) -> str:
+    """The text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one, as Excel saves it.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: see `read_bytes`; or it is no such text. The message names the file and the remedy.
+    """
+    file = Path(file)
+    content = read_bytes(file)
+    for start, what in _KINDS.items():
+        if content.startswith(start):
+            raise ValueError(f"{file}: holds {what}, not text; unpack or export it, or give it its own suffix")
+    encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not {encoding} text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    if (at := text.find("\0")) >= 0:
+        raise ValueError(f"{file}:{text.count(chr(10), 0, at) + 1}: a null character, so it is no plain text; save it as UTF-8")
+    return text
+
+
+def load_json(text: str, where: str) -> object:
+    """Plain data from JSON.
+
+    Args:
+        where: File and line, for the message.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has a key twice in one object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError(f"{where}: JSON that is nested too deeply; nothing that LiVO reads is") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice; keep one")
+    return found
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string that can be written: half a surrogate pair ("\\ud800" in JSON, invalid bytes of a command line) cannot."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] = ()) -> None:
+    """Raises ValueError where writing `output`, or the files and folders `names` in it, would replace the input `source`."""
+    source = Path(source).resolve()
+    for target in (output, *(output / name for name in names)):
+        target = target.resolve()
+        if source == target or (target in source.parents and target != output.resolve()) or _same(source, target):
+            raise ValueError(f"{output}: writing there would replace the input {source.name}; choose another output")
+
+
+def _same(one: Path, two: Path) -> bool:
+    return one.exists() and two.exists() and one.samefile(two)
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,51 +19,6 @@ from livo.retriever import ValueRetriever
 NONE = "none"
 DEBIAS = "debias"
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A prompt with the principles' ids or the facets that a user gave it."""
-
-    prompt: str
-    labels: frozenset[str]
-    family: str
-
-
-def read_labelled(file: Path) -> list[Labelled]:
-    """A CSV with the columns prompt, labels (parted by |) and perhaps family, or JSON lines with the same keys.
-
-    Raises:
-        ValueError: the file is not there or has no such columns; the message names the line.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as labelled prompts: {error}") from None
-    rows: list[dict] = []
-    if file.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-    else:
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{file}:{number}: not JSON ({error.msg}): write one object a line, or name the file .csv"
-                ) from None
-    found = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or "labels" not in row:
-            raise ValueError(
-                f"{file}: entry {number} has no prompt or no labels: give both, labels empty where no principle applies"
-            )
-        labels = row["labels"] or ()
-        labels = labels.split("|") if isinstance(labels, str) else labels
-        wanted = frozenset(label.strip() for label in labels if label.strip() and label.strip() != NONE)
-        found.append(Labelled(row["prompt"], wanted, row.get("family") or row["prompt"]))
-    if not found:
-        raise ValueError(f"{file}: no labelled prompt in it")
-    return found
 
 
 # --- the bundled heads --------------------------------------------------------------------------------------------------

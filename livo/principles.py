@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from livo.construct import Construct
+from livo.files import read_text
+from livo.plain_yaml import compose_yaml, construct_yaml, load_yaml
 
 KINDS = ("debias", "detoxify")
 FACETS = ("nudity", "bloody", "zombie", "person", "gender", "race", "named")  # the questions that are asked of every prompt
@@ -174,20 +176,6 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
     return [principle for _, principle in found]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data, in which a key that stands twice is an error; YAML's own loader keeps the last one in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = []
-        for key, _ in node.value:
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} stands twice; keep one", problem_mark=key.start_mark
-                )
-            seen.append((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
 def load_target(source: str | Path) -> dict[str, float]:
     """Shares from a YAML file: `white: 0.6` and so on, or several such sets by name, of which "census.yaml#norway" is one.
 
@@ -196,11 +184,9 @@ def load_target(source: str | Path) -> dict[str, float]:
     """
     path, _, entry = str(source).partition("#")
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError:
-        raise PrincipleError(f"target {path}: no such file of shares") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise PrincipleError(f"target {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = load_yaml(read_text(path), path)
+    except (OSError, ValueError) as error:
+        raise PrincipleError(f"target {error}") from None
     if isinstance(data, Mapping) and entry:
         if entry not in data:
             raise PrincipleError(f"target {path}: no entry {entry!r}; there are {', '.join(map(str, data))}")
@@ -232,11 +218,9 @@ def _files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
     try:
-        documents = list(yaml.compose_all(file.read_text(encoding="utf-8"), Loader=_Loader))
-    except UnicodeDecodeError:
-        raise PrincipleError(f"{file}: not in UTF-8; save it so") from None
-    except yaml.YAMLError as error:
-        raise PrincipleError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+        documents = compose_yaml(read_text(file), str(file))
+    except (OSError, ValueError) as error:
+        raise PrincipleError(str(error)) from None
     nodes: list[yaml.Node] = []
     for document in documents:
         empty = document is None or document.tag == "tag:yaml.org,2002:null"
@@ -257,11 +241,9 @@ def _principle(file: Path, node: yaml.Node) -> ValuePrinciple:
             raise PrincipleError(f"{file}:{line}: unknown key {key.value!r}: a principle has {', '.join(known)}")
         lines[key.value] = line
     try:
-        values: dict[str, Any] = _Loader("").construct_document(node)
-    except yaml.constructor.ConstructorError as error:
-        raise PrincipleError(f"{file}:{error.problem_mark.line + 1}: {error.problem}") from None
+        values: dict[str, Any] = construct_yaml(node, str(file))
     except ValueError as error:
-        raise PrincipleError(f"{file}:{node.start_mark.line + 1}: not plain data: {error}") from None
+        raise PrincipleError(str(error)) from None
     for name in ("id", "statement"):
         if name not in values:
             raise PrincipleError(f"{file}:{node.start_mark.line + 1}: the principle has no {name}; add one")

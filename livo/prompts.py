@@ -1,109 +1,143 @@
-"""Prompt files: plain text, CSV or JSON lines, as the papers and benchmarks publish them."""
+"""Prompt files, as people, papers and benchmarks keep them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-_TEXT = ("prompt", "text", "caption")
+from livo.files import is_text
+from livo.tables import read_table, text_column
+
 _SEED = ("seed", "sd_seed", "evaluation_seed")
 _GROUP = ("group", "categories", "category", "type")
+_NAMED = 3  # empty rows that a warning names
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to evaluate.
+    """One prompt of a file.
 
     Attributes:
         seed: Of its first image; the next image has the next one. None: it follows from the text.
-        group: Figures are given for each group too (I2P's `categories`); it may be in several, parted by commas.
+        group: Figures are given for each group too (I2P's `categories`); it may be in several, separated by commas.
         stated: Classes that it states, by attribute: {"gender": "female"}. What is not given is found in the text.
+        columns: All other values of its row as the file has them, seed and group too: what outputs carry along.
+        where: Its place in the file, for messages.
     """
 
     text: str
     seed: int | None = None
     group: str = ""
     stated: Mapping[str, str] = field(default_factory=dict, hash=False)
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False)
+    where: str = field(default="", compare=False)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Those that it belongs to."""
         return tuple(part.strip() for part in self.group.split(",") if part.strip())
 
+    def stating(self, attributes: Collection[str]) -> Prompt:
+        """The prompt, with those columns as `stated` that are named like one of `attributes`, in any case."""
+        known = {name.lower(): name for name in attributes}
+        told = {known[name.lower()]: value for name, value in self.columns.items() if name.lower() in known}
+        return replace(self, stated={name: value.strip() for name, value in told.items() if isinstance(value, str)})
 
-def read_prompts(file: str | Path) -> list[Prompt]:
-    """The prompts of a file, in order.
 
-    `.jsonl`: an object with `prompt` a line, or a plain string. `.csv` (or `.tsv`): a column `prompt`, `text` or `caption`, in any
-    case. Anything else is text, one prompt a line. Columns `seed` (I2P's `sd_seed`) and `group` (`categories`; several are parted by
-    commas) are used where they are; other columns become what the prompt states.
+def read_prompts(file: str | Path, column: str | None = None) -> list[Prompt]:
+    """The prompts of a file in order. A row without a prompt is skipped with a warning.
+
+    Args:
+        file: `.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.ndjson`, `.yaml` or `.parquet`, see `livo.tables.read_table`. Columns `seed`
+            (I2P's `sd_seed`) and `group` (`categories`; several are separated by commas) are used where they are there.
+        column: Name of the column with the prompt. Default: `prompt`, `prompts`, `text` or `caption`, in any case.
 
     Raises:
-        ValueError: a line is broken, or there is no prompt; the message names file and line.
+        FileNotFoundError, PermissionError: the file cannot be opened.
+        ValueError: a row is broken, or there is no prompt; the message names file and row.
     """
-    file = Path(file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    rows = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table}.get(file.suffix.lower(), _lines)(file, text)
-    prompts = [_prompt(row, where) for row, where in rows]
+    prompts, empty = [], []
+    for row, where in read_table(file, column):
+        name = text_column(list(row), column, where)
+        text = row.pop(name)
+        if text is None or text == "nan":
+            empty.append(where)
+        else:
+            prompts.append(_prompt(text, row, where))
+    if empty:
+        more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+        places = ", ".join([empty[0], *(where.removeprefix(f"{file}:").strip() for where in empty[1:_NAMED])])
+        logger.warning("%s%s: empty, skipped", places, more)
     if not prompts:
-        raise ValueError(f"{file}: no prompt in it; write one a line")
+        raise ValueError(f"{file}: no prompt in it")
     return prompts
 
 
-def _lines(file: Path, text: str) -> Iterator[tuple[dict, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield {"prompt": line.strip()}, f"{file}:{number}"
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt once (text, seed, group and what it states), with a warning that says how many are left out."""
+    once = list(dict.fromkeys(prompts))
+    if len(once) < len(prompts):
+        logger.warning("%d rows repeat a prompt and are left out", len(prompts) - len(once))
+    return once
 
 
-def _json_lines(file: Path, text: str) -> Iterator[tuple[dict, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not a line of JSON ({error}); mend or delete it") from None
-        row = {"prompt": row} if isinstance(row, str) else row
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: {line.strip()[:60]!r} is neither an object with a prompt nor a string; mend or delete it")
-        yield row, where
+@dataclass(frozen=True)
+class Labelled:
+    """A prompt with the principles' ids or the facets that a user gave it."""
+
+    prompt: str
+    labels: frozenset[str]
+    family: str
 
 
-def _table(file: Path, text: str) -> Iterator[tuple[dict, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
-    try:
-        if not {name.strip().lower() for name in reader.fieldnames or ()} & set(_TEXT):
-            known = ", ".join(reader.fieldnames or ()) or "none"
-            raise ValueError(f"{file}: no column named {' or '.join(_TEXT)}; there are {known}")
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{file}:{reader.line_num}: more cells than columns; put a prompt that has a comma in quotes")
-            yield row, f"{file}:{reader.line_num}"
-    except csv.Error as error:
-        raise ValueError(f"{file}:{reader.line_num}: not a row of CSV ({error}); mend or delete it") from None
+def read_labelled(file: Path, column: str | None = None) -> list[Labelled]:
+    """Labelled prompts from any file that `read_prompts` reads: a column labels (separated by |, or a list) and perhaps family.
+
+    Args:
+        column: Name of the column with the prompt, see `read_prompts`.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: see `read_prompts`, or it has no labels; the message names the row.
+    """
+    found = []
+    for prompt in read_prompts(file, column):
+        row = {name.lower(): value for name, value in prompt.columns.items()}
+        if "labels" not in row:
+            there = ", ".join(row) or "none"
+            raise ValueError(f"{prompt.where}: no column labels, there are {there}; leave its cells empty where nothing applies")
+        labels = row["labels"] or ()
+        labels = labels.split("|") if isinstance(labels, str) else labels
+        if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"{prompt.where}: labels are {labels!r:.60}: give ids or facets separated by |, or a list of them")
+        wanted = frozenset(label.strip() for label in labels if label.strip() and label.strip() != "none")
+        found.append(Labelled(prompt.text, wanted, str(row.get("family") or prompt.text)))
+    return found
 
 
-def _prompt(row: dict, where: str) -> Prompt:
-    row = {str(key).strip().lower(): value for key, value in row.items()}
-    text = next((row.pop(name) for name in _TEXT if name in row), None)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: prompt is {text!r}: give a text, or delete the line")
-    seed = next((row.pop(name) for name in _SEED if row.get(name) not in (None, "")), None)
-    group = next((row.pop(name) for name in _GROUP if row.get(name)), "")
-    try:
-        if isinstance(seed, float) and not seed.is_integer():
-            raise ValueError
-        seed = None if seed is None else int(seed)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: seed is {seed!r}: give a whole number, or leave it out") from None
-    stated = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
-    return Prompt(text.strip(), seed, str(group), stated)
+def _prompt(text: object, columns: dict[str, object], where: str) -> Prompt:
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: prompt is {text!r:.60}: give a text, or delete the row")
+    if not all(map(is_text, (text, *(value for value in columns.values() if isinstance(value, str))))):
+        raise ValueError(f"{where}: half of a character (a lone surrogate) in a text; write it again")
+    lower = {name.lower(): value for name, value in columns.items() if value is not None}
+    seed = next((lower[name] for name in _SEED if name in lower), None)
+    group = next((lower[name] for name in _GROUP if name in lower), "")
+    return Prompt(text.strip(), whole_number(seed, "seed", where), str(group), columns=columns, where=where)
+
+
+def whole_number(value: object, name: str, where: str) -> int | None:
+    """A count from a cell. pandas writes 42 as "42.0" in a column that also has empty cells, and those as "nan".
+
+    Raises:
+        ValueError: it is no whole number from 0 to 2**63 - 1.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan", "none", "null")):
+        return None
+    whole = re.fullmatch(r"(\d+)(\.0*)?", str(value).strip())
+    if not whole or isinstance(value, bool) or int(whole[1]) >= 2**63:
+        raise ValueError(f"{where}: {name} is {value!r}: give a whole number from 0, or leave it out")
+    return int(whole[1])

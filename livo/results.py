@@ -144,6 +144,7 @@ def assemble(
         groups = {"": groups[""]}
     figures: dict[str, dict] = {}
     texts: dict[str, list[str]] = {}
+    columns: dict[str, list[Mapping[str, object]]] = {}
     for group, chosen in groups.items():
         parts = {name: part(read, chosen) for name, read in found.items()}
         measured = {
@@ -155,6 +156,7 @@ def assemble(
                 compare(result, measured["base"])
         figures[group or "all prompts"] = measured
         texts[group or "all prompts"] = [prompts[i].text for i in chosen]
+        columns[group or "all prompts"] = [prompts[i].columns for i in chosen]
     config = json.loads((folder / CONFIG).read_text())
     result = {
         **config,
@@ -164,6 +166,7 @@ def assemble(
         "seeds": "sha256 of the prompt, or its own seed, plus the image's number; the same for every method",
         "intervals": "95% bootstrap over prompts; none for a single one",
         "texts": texts,
+        "columns": columns,
         "figures": figures,
         "disagreement": {name: disagreements(read, judges) for name, read in found.items()} if len(judges) > 1 else {},
     }

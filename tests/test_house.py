@@ -8,10 +8,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "construct", "config", "progress", "assignment", "calibration", "labelled", "sentence_encoder"},
-    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "prompts"}
+    {"files", "plain_yaml", "construct", "config", "progress", "assignment", "calibration", "labelled", "sentence_encoder"},
+    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "tables"}
     | {"normalise", "evidence", "facets", "ledger"},
-    {"exemplars", "embedding"},
+    {"prompts", "exemplars", "embedding"},
     {"deciding"},
     {"retriever", "value_encoder", "preferences"},
     {"record", "publishing", "environment"},

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+PROMPTS = "prompts as .txt (one a line), .csv, .tsv, .json, .jsonl, .ndjson, .yaml or .parquet"
+
 
 def positive(text: str) -> int:
     """A count on the command line."""
@@ -14,6 +16,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def add_column(parser: argparse.ArgumentParser) -> None:
+    """For files of prompts."""
+    parser.add_argument("--column", metavar="NAME", help="column of the prompts (default: prompt, prompts, text or caption)")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

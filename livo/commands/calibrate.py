@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_sampling, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
@@ -15,9 +15,8 @@ _ENOUGH = 20  # images a direction: one that misses is then 5%
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "prompts", type=Path, help="text file of neutral prompts, one a line; training prompts, not those you report on"
-    )
+    parser.add_argument("prompts", type=Path, help=f"neutral {PROMPTS}; training prompts, not those you report on")
+    add_column(parser)
     parser.add_argument(
         "--value-encoder", type=Path, required=True, help="folder of the encoder; its config.json receives the result"
     )
@@ -29,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
+    from livo.files import refuse_overwriting
+    from livo.prompts import read_prompts
+
+    refuse_overwriting(args.prompts, args.value_encoder, ("config.json",))
+    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts, args.column)))
+    config = args.value_encoder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")
     import torch
     from tqdm import tqdm
 
@@ -36,12 +43,7 @@ def run(args) -> None:
     from livo.files import write_json
     from livo.judges import load_judge
     from livo.pipeline import load_pipeline
-    from livo.prompts import read_prompts
 
-    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts)))
-    config = args.value_encoder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"--value-encoder {args.value_encoder}: no config.json there; give the folder of an encoder")
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():

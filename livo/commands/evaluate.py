@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.commands import add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_sampling, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation"
@@ -16,8 +16,14 @@ sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="text, CSV or JSON lines; the papers' files and I2P as they are"
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"{PROMPTS}; the papers' files and I2P as they are. A column named like an attribute of a judge (gender) says which class the "
+        "prompt states; the others are carried into results.json",
     )
+    add_column(parser)
     parser.add_argument("--method", nargs="+", default=["base", "livo"], help=_METHODS)
     parser.add_argument(
         "--judge",
@@ -48,9 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     if args.output.is_file():
         raise ValueError(f"--output {args.output} is a file: give a folder")
-    from livo.prompts import read_prompts
+    from livo.files import refuse_overwriting
+    from livo.prompts import distinct, read_prompts
 
-    prompts = list(dict.fromkeys(read_prompts(args.prompts)))  # what may fail is loaded before the long part
+    for source in filter(None, (args.prompts, args.principles)):
+        refuse_overwriting(
+            source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")
+        )
+    prompts = read_prompts(args.prompts, args.column)  # what may fail is loaded before the long part
     import torch
     from accelerate import PartialState
 
@@ -63,6 +74,7 @@ def run(args) -> None:
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles).to(state.device)
     pipe.set_progress_bar_config(disable=True)
     judges = [load_judge(spec, pipe.principles, state.device) for spec in args.judge or ["papertown"]]
+    prompts = distinct([prompt.stating({name for judge in judges for name in judge.attributes}) for prompt in prompts])
     methods = [_method(spec, pipe) for spec in args.method]
     names = ("images", "batch", "steps", "guidance", "seed", "bf16", "keep")
     settings = evaluation.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})

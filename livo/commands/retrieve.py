@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from livo.commands import PROMPTS, add_column
+
 HELP = "Say which principle each prompt calls for, or none, and why."
 EXAMPLE = (
     'livo retrieve "a photo of a doctor" "a z0mbie nurse" --explain; livo retrieve --file prompts.txt -o decisions.csv; '
@@ -21,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
     )
-    parser.add_argument("--file", type=Path, help="prompts: text, .jsonl or .csv, as for evaluate; the decisions go to --output")
+    parser.add_argument("--file", type=Path, help=f"{PROMPTS}; the decisions and its other columns go to --output")
+    add_column(parser)
     parser.add_argument(
         "--fit",
         metavar="FILE",
-        help="fit to labelled prompts and save into --output: CSV or JSON lines with prompt, labels (ids or facets parted by |) and, where "
-        "prompts are near copies of one another, family, a name for each set of copies: none of a family is measured by another; "
+        help="fit to labelled prompts and save into --output: any file of prompts with a column labels (ids or facets separated by |) and, "
+        "where prompts are near copies of one another, family, a name for each set of copies: none of a family is measured by another; "
         "`bundled` fits the facet heads to the project's own",
     )
     parser.add_argument(
@@ -38,22 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
+    jobs = [name for name in ("file", "fit", "redteam") if getattr(args, name)] + ["prompt"] * bool(args.prompt)
+    if len(jobs) != 1:
+        raise ValueError("give either prompts, --file, --fit or --redteam")
+    if args.column and jobs[0] not in ("file", "fit"):
+        raise ValueError("--column names a column of --file or --fit; there is no file")
+    prompts = _read(args, jobs[0])
+
     from livo.embedding import DEFAULT_EMBEDDER
     from livo.principles import bundled_principles
     from livo.retriever import ValueRetriever
 
-    jobs = [name for name in ("file", "fit", "redteam") if getattr(args, name)] + ["prompt"] * bool(args.prompt)
-    if len(jobs) != 1:
-        raise ValueError("give either prompts, --file, --fit or --redteam")
     principles = args.principles or bundled_principles()
     if args.fitted:
         retriever = ValueRetriever.load(args.fitted, principles, args.embedder)
     else:
         retriever = ValueRetriever(principles, args.embedder or DEFAULT_EMBEDDER)
     if args.file:
-        return _decide_file(retriever, args.file, args.output)
+        return _decide_file(retriever, prompts, args.output)
     if args.fit:
-        return _fit(retriever, args.fit, args.output)
+        return _fit(retriever, prompts, args.output)
     if args.redteam:
         return _redteam(retriever, args.output)
     for warning in retriever.warnings() if args.explain or args.principles else ():
@@ -73,37 +80,63 @@ def run(args) -> None:
             )
 
 
-def _decide_file(retriever, file: Path, output: Path | None) -> None:
+def _read(args, job: str) -> list | None:
+    """The prompts of --file or --fit: what may be wrong with them is said before anything is loaded."""
+    from livo.files import refuse_overwriting
+
+    suffixes = {"file": (".csv", ".jsonl"), "redteam": (".json",)}.get(job)
+    if job == "file" and args.output is None:
+        raise ValueError("--file needs --output NAME.csv or NAME.jsonl")
+    if job == "fit" and args.output is None:
+        raise ValueError("--fit needs --output FOLDER")
+    if args.output and suffixes and args.output.suffix.lower() not in suffixes:
+        raise ValueError(f"--output {args.output}: --{job} writes {' or '.join(suffixes)}; give --output NAME{suffixes[0]}")
+    written = ("report.json", "risk_coverage.png", "retriever.json", "facets") if job == "fit" else ()
+    for source in (args.file, args.principles, args.fit if args.fit != "bundled" else None):
+        if source and args.output:
+            refuse_overwriting(source, args.output, written)
+    if job == "file":
+        from livo.prompts import read_prompts
+
+        return read_prompts(args.file, args.column)
+    if job == "fit" and args.fit != "bundled":
+        from livo.prompts import read_labelled
+
+        return read_labelled(Path(args.fit), args.column)
+    return None
+
+
+def _decide_file(retriever, prompts, output: Path) -> None:
     import csv
 
     from tqdm import tqdm
 
     from livo.files import replacing
-    from livo.prompts import read_prompts
 
-    if output is None or output.suffix.lower() not in (".csv", ".jsonl"):
-        raise ValueError("--file needs --output NAME.csv or NAME.jsonl")
-    prompts = [prompt.text for prompt in read_prompts(file)]
     columns = ("prompt", "ids", "probability", "score", "threshold", "nearest_exemplar", "text", "why")
+    carried = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
     counts: dict[str, int] = {}
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
         table = csv.writer(out) if output.suffix.lower() == ".csv" else None
         if table:
-            table.writerow(columns)
+            table.writerow([*columns, *(f"input_{name}" if name in columns else name for name in carried)])
         for start in tqdm(range(0, len(prompts), 256), "deciding", unit="batch"):
-            for decisions in retriever.retrieve_batch(prompts[start : start + 256]):
+            batch = prompts[start : start + 256]
+            for prompt, decisions in zip(batch, retriever.retrieve_batch([prompt.text for prompt in batch]), strict=True):
                 ids, first = "|".join(d.id for d in decisions if d.id), decisions[0]
                 counts[ids or "none"] = counts.get(ids or "none", 0) + 1
                 if table:
-                    table.writerow([first.prompt, ids, *(getattr(first, name) for name in columns[2:])])
+                    values = (getattr(first, name) for name in columns[2:])
+                    table.writerow([first.prompt, ids, *values, *(prompt.columns.get(name) for name in carried)])
                 else:
-                    out.write(json.dumps([d.to_dict() for d in decisions], ensure_ascii=False) + "\n")
+                    rows = [d.to_dict() | ({"columns": prompt.columns} if carried else {}) for d in decisions]
+                    out.write(json.dumps(rows, ensure_ascii=False, default=str) + "\n")
     for ids, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:6} {ids}")
     print(f"{output} written")
 
 
-def _fit(retriever, source: str, output: Path | None) -> None:
+def _fit(retriever, rows, output: Path) -> None:
     import numpy as np
 
     from livo import fitting
@@ -111,12 +144,9 @@ def _fit(retriever, source: str, output: Path | None) -> None:
     from livo.pictures import curves
     from livo.principles import FACETS
 
-    if output is None:
-        raise ValueError("--fit needs --output FOLDER")
-    if source == "bundled":
+    if rows is None:
         report = fitting.fit_bundled(retriever, output / "facets")
     else:
-        rows = fitting.read_labelled(Path(source))
         unseen = retriever.fit([r.prompt for r in rows], [r.labels for r in rows], [r.family for r in rows])
         names = retriever.fitted_names
         if set(names) == set(FACETS):
