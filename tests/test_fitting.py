@@ -1,5 +1,6 @@
 """The labelled prompts, the fit and its report, and figures on prompts that nothing was fitted to."""
 
+import csv
 import json
 from collections import Counter
 from dataclasses import replace
@@ -123,11 +124,11 @@ def test_prompts_outside_the_labelled_set_are_decided_right():
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("x.csv", "text,label\na,b\n", "no prompt or no labels"),
-        ("x.jsonl", '{"prompt": "a"}\n', "no prompt or no labels"),
-        ("x.jsonl", "a cat\n", "x.jsonl:1: not JSON"),
-        ("x.jsonl", "\n", "no labelled prompt"),
-        ("absent.csv", None, "cannot be read"),
+        ("x.csv", "text,label\na,b\n", "row 1 (line 2): no column labels, there are label"),
+        ("x.jsonl", '{"prompt": "a"}\n', "x.jsonl:1: no column labels, there are none"),
+        ("x.jsonl", "a cat\n", "x.jsonl:1: not valid JSON"),
+        ("x.jsonl", "\n", "the file is empty"),
+        ("absent.csv", None, "absent.csv: no such file"),
     ],
 )
 def test_a_bad_labelled_file_is_one_clear_line(tmp_path, capsys, name, text, words):
@@ -165,6 +166,27 @@ def test_a_file_of_prompts_is_decided_into_a_table_or_lines(tmp_path, capsys):
     assert [line[0]["id"] for line in lines] == ["gender_equality", "zombie", None]
     assert main(["retrieve", "--file", str(file), "-o", str(tmp_path / "out.txt")]) == 2
     assert "--output NAME.csv" in capsys.readouterr().err
+
+
+def test_other_columns_reach_the_output_and_the_input_stays(tmp_path, capsys):
+    file = tmp_path / "prompts.tsv"
+    file.write_text("id\tadv_prompt\tscore\n7\ta bowl\u2028of soup\t0.5\n8\t\t\n9\ta zombie chef\t\n")
+    arguments = ["retrieve", "--file", str(file), "--column", "adv_prompt", "-o"]
+    assert main([*arguments, str(tmp_path / "out.csv")]) == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = [(row["prompt"], row["ids"], row["id"], row["input_score"]) for row in rows]
+    assert found == [("a bowl\u2028of soup", "", "7", "0.5"), ("a zombie chef", "zombie", "9", "")]
+    assert main([*arguments, str(tmp_path / "out.jsonl")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().split("\n") if line]
+    assert [line[0]["columns"] for line in lines] == [{"id": "7", "score": "0.5"}, {"id": "9", "score": None}]
+    own = tmp_path / "own.csv"
+    own.write_text("prompt\na cat\n")
+    (tmp_path / "link.csv").symlink_to(own)
+    capsys.readouterr()
+    for output in (own, tmp_path / "x" / ".." / "own.csv", tmp_path / "link.csv"):
+        assert main(["retrieve", "--file", str(own), "-o", str(output)]) == 2
+        assert "would replace the input own.csv" in capsys.readouterr().err and own.read_text() == "prompt\na cat\n"
 
 
 def test_the_red_team_finds_what_breaks(prompts):
