@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.grad import conv2d_input
 
 from livo.conditioning import encode_value, fuse, tokenize
+from livo.hashing import lora_hash, stored_hash
 from livo.pipeline import LiVOPipeline, LiVOXLPipeline
 from livo.value_encoder import ValueEncoder, vocabulary_hash
 
@@ -156,6 +157,10 @@ class ValueEncoderAdapter(_Adapter):
             self.encoder.train()
             self.pipe.register_modules(value_encoder=before)
 
+    def identifier(self) -> str:
+        """The hash of what `save` writes, as records name it."""
+        return stored_hash(self.encoder)
+
     def save(self, folder: Path) -> None:
         """A folder that `LiVOPipeline.load_value_encoder` takes."""
         self.encoder.save_pretrained(folder)
@@ -194,6 +199,10 @@ class LoRAAdapter(_Adapter):
     def sampling(self):
         """Within this context `pipe` generates with the adapter: it does so all the time."""
         yield self.pipe
+
+    def identifier(self) -> str:
+        """The hash of what `save` writes, as records name it."""
+        return lora_hash({"unet": self.unet}, "default")
 
     def save(self, folder: Path) -> None:
         """A folder that `load_lora_weights` of the pipeline takes."""

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from livo.adapters import Condition, encode_texts
 from livo.config import TrainingConfig
 from livo.files import replacing, sweep
-from livo.preferences import LatentCache, PreferenceError, Sample, module_hash, pairs
+from livo.hashing import weights_hash
+from livo.preferences import LatentCache, PreferenceError, Sample, pairs
 
 
 @dataclass
@@ -142,7 +143,7 @@ def cached(config, pipe, resolution, samples, accelerator) -> tuple[torch.Tensor
     sources = {sample.made_from for sample in samples if config.reads_sources}
     texts = ["", *sorted({sample.prompt for sample in samples} | sources - {""})]
     encoders = [module for name in ("text_encoder", "text_encoder_2") if (module := getattr(pipe, name, None)) is not None]
-    key = hashlib.sha256(json.dumps([texts, *map(module_hash, encoders)]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([texts, *([weights_hash(m), str(m.dtype)] for m in encoders)]).encode()).hexdigest()[:32]
     file = folder / f"texts-{key}.safetensors"
     if accelerator.is_main_process and not file.is_file():
         parts = [encode_texts(pipe, texts[i : i + 64], accelerator.device) for i in range(0, len(texts), 64)]

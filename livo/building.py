@@ -23,11 +23,12 @@ from PIL import Image
 
 from livo.construct import ATTRIBUTE, fill, template_fields
 from livo.files import differing, replacing, sweep, write_json
+from livo.hashing import weights_hash
 from livo.judges import Judge
 from livo.mixin import ValueMixin
 from livo.pictures import grid, save_png
 from livo.pipeline import refuse_safety_checker
-from livo.preferences import MANIFEST, PreferenceError, module_hash, scheduler_record
+from livo.preferences import MANIFEST, PreferenceError, scheduler_record
 from livo.principles import ValuePrinciple
 
 CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
@@ -360,7 +361,7 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
         name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
     }
     how = asdict(options) | {
-        "generator": {name: module_hash(module) for name, module in sorted(modules.items())},
+        "generator": {name: weights_hash(module) for name, module in sorted(modules.items())},
         "scheduler": scheduler_record(pipe.scheduler),
         "judge": f"{judge.name}@{judge.revision}",
         "principles": {

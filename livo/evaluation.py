@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
 from livo.files import differing, remove, replacing, write_json
+from livo.hashing import weights_hash
 from livo.judges import Judge
 from livo.ledger import ValueLedger
 from livo.metrics import clip_score
 from livo.mixin import ValueMixin
 from livo.pictures import save_png
 from livo.pipeline import refuse_safety_checker
-from livo.preferences import module_hash, scheduler_record
+from livo.preferences import scheduler_record
 from livo.prompts import Prompt
 
 CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
@@ -166,12 +167,13 @@ def units(prompts: int, settings: Settings) -> list[range]:
 def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> dict:
     """Write down what all methods depend on, or refuse to go on from something else. Returns it."""
     parts = ("unet", "text_encoder", "text_encoder_2", "vae")
-    weights = {name: module_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
+    weights = {name: weights_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
     content = {
         "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
         "settings": asdict(settings),
         "judges": [judge.record() for judge in judges],
         "weights": weights,
+        "dtype": str(pipe.dtype),
         "scheduler": scheduler_record(pipe.scheduler),
     }
     return _claim_file(folder / CONFIG, content, "evaluation")
@@ -180,7 +182,7 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
 def _values(pipe: DiffusionPipeline) -> dict[str, object]:
     """What the images of a method with values depend on beside the backbone: one line for each principle, with all that it says."""
     return {
-        "value_encoder": module_hash(pipe.value_encoder),
+        "value_encoder": weights_hash(pipe.value_encoder),
         "calibration": getattr(pipe.value_encoder.config, "value_calibration", None),
         "principles": {principle.id: _digest(asdict(principle)) for principle in pipe.principles},
         **{name: pipe.config[name] for name in ("value_scale", "prompt_padding")},

@@ -18,12 +18,13 @@ from transformers import CLIPTextModel
 
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
 from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
 from livo.saving import SavedValues
-from livo.value_encoder import check_fit, encoder_hash
+from livo.value_encoder import check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class ValueMixin(SavedValues):
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         """As the base's."""
         if self.value_encoder is not None:
-            encoder_hash(self.value_encoder)  # for the record, as long as its weights are in reach
+            weights_hash(self.value_encoder)  # for the record, as long as its weights are in reach
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     # --- generation -----------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class ValueMixin(SavedValues):
                 with acting(None):
                     out = super().__call__(*call.args, **call.kwargs)
             else:
-                decisions = [_with(decision, encoder=encoder_hash(self.value_encoder)) for decision in decisions]
+                decisions = [_with(decision, encoder=weights_hash(self.value_encoder)) for decision in decisions]
                 self._hook()
                 if plan.changes:
                     before_each_step(given, self._enter)

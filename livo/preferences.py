@@ -21,10 +21,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 from tqdm import tqdm
 
 from livo.files import replacing
+from livo.hashing import weights_hash
 
 MANIFEST = "metadata.jsonl"
 MAX_PIXELS = 64_000_000  # more than any generator makes; a decompression bomb is larger
@@ -245,15 +245,6 @@ def _without_partners(samples: Iterable[Sample]) -> list[str]:
 # --- latents ------------------------------------------------------------------------------------------------------------
 
 
-def module_hash(module: nn.Module) -> str:
-    """A short hash of a module's weights, the same on every device; it names caches and stands in records."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def scheduler_record(scheduler) -> dict[str, str]:
     """A scheduler's class and settings, plain: images and losses depend on them as on weights."""
     settings = {name: str(value) for name, value in scheduler.config.items() if not name.startswith("_")}  # -inf is no JSON
@@ -269,7 +260,7 @@ class LatentCache:
 
     def __init__(self, folder: str | Path, vae: AutoencoderKL, resolution: int):
         self.vae, self.resolution = vae, resolution
-        self.folder = Path(folder) / f"latents-{module_hash(vae)}-{resolution}"
+        self.folder = Path(folder) / f"latents-{weights_hash(vae)}-{resolution}"
         self._shards: dict[str, Path] = {}
 
     def fill(self, samples: Sequence[Sample], batch: int = 16, rank: int = 0, world: int = 1) -> None:

@@ -84,7 +84,9 @@ def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[s
 
 # {config.adapter} for {config.model}, trained with {config.objective}
 
-Load it with `pipe.{load}(folder)`. It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
+Load it with `pipe.{load}(folder)`. Records name its weights {record["weights"]}.
+
+It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
 {", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
 
 ## Intended use

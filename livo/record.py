@@ -17,7 +17,7 @@ from livo.pictures import METADATA_KEY, save_png
 class ImageDecision(ValueDecision):
     """A ValueDecision as it was carried out on one image.
 
-    `encoder` is the hash of the value encoder's weights (`livo.value_encoder.encoder_hash`), `seed` that of the image's generator when it
+    `encoder` is the hash of the value encoder's weights (`livo.hashing.weights_hash`), `seed` that of the image's generator when it
     was made, `image` the number of the image among those that share it; `start` and `end` are the part of the sampler's steps in which
     the token acted, 0 to 1. `conflicts` says what works against another value on the same image. Fields are None where there is
     nothing to tell: no value, or no generator.

@@ -17,10 +17,11 @@ from transformers.utils import cached_file
 
 from livo.choosing import checked_scale
 from livo.files import replacing
+from livo.hashing import stored_hash
 from livo.principles import ValuePrinciple, bundled_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
-from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, encoder_hash, vocabulary_hash
+from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, vocabulary_hash
 
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
@@ -141,7 +142,7 @@ class SavedValues:
             principles=self.principles,
             statements=getattr(encoder, "statements", None),
             record=record,
-            encoder=None if encoder is None else encoder_hash(encoder),
+            encoder=None if encoder is None else stored_hash(encoder),
             license=license,
         )
         with replacing(folder / "README.md") as temporary:

@@ -16,11 +16,12 @@ from livo.batches import Batches, cached, check_sources
 from livo.config import TrainingConfig
 from livo.environment import versions
 from livo.files import differing, replacing, write_json
+from livo.hashing import weights_hash
 from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
-from livo.preferences import PreferenceError, Sample, module_hash, read, scheduler_record
+from livo.preferences import PreferenceError, Sample, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
 
@@ -59,12 +60,12 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     loss = Loss(config, pipe, adapter, batches, condition, accelerator)
     inputs = {
         "data": batches.digest,
-        "backbone": _backbone_hash(adapter),
+        "backbone": weights_hash(adapter.unet),
         "scheduler": scheduler_record(pipe.scheduler),
         "processes": accelerator.num_processes,
     }
     if config.value_encoder:
-        inputs["value_encoder"] = module_hash(adapter.encoder)
+        inputs["value_encoder"] = weights_hash(adapter.encoder)
     record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
     _claim(run, config, inputs, accelerator)
     log = Log(run, accelerator.is_main_process)
@@ -102,7 +103,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         for name, before in start.items():
             trained[name].lerp_(before, 1 - config.interpolate)
     if accelerator.is_main_process:
-        record["metrics"] = last or log.last()
+        record |= {"metrics": last or log.last(), "weights": adapter.identifier()}
         _finish(run, config, adapter, record, samples)
     accelerator.wait_for_everyone()
 
@@ -148,11 +149,3 @@ def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: S
         adapter.save(temporary)
         write_json(temporary / "training.json", {"config": asdict(config), **record})
         (temporary / "README.md").write_text(weights_card(config, record, sorted({s.value for s in samples})), encoding="utf-8")
-
-
-def _backbone_hash(adapter) -> str:
-    return (
-        module_hash(adapter.unet)
-        if adapter.name == "value_encoder"
-        else "UNet with an untrained LoRA: " + module_hash(adapter.unet)
-    )

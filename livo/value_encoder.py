@@ -14,6 +14,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from livo.hashing import keep_hash, weights_hash
+
 __all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load a component by this base class's name here
 
 
@@ -43,9 +45,13 @@ class ValueEncoder(CLIPTextModel):
         )
         if projects(config):
             return cls._projecting(pretrained_model_name_or_path, config, **kwargs)
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two differ in methods alone.
         found = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
-        (found[0] if isinstance(found, tuple) else found).__class__ = cls
+        encoder = found[0] if isinstance(found, tuple) else found
+        encoder.__class__ = cls
+        if isinstance(dtype := dtypes[0] or dtypes[1], torch.dtype):
+            encoder.to(dtype)  # from the dtype of the file, so that the identifier is the file's
         return found
 
     @classmethod
@@ -57,6 +63,15 @@ class ValueEncoder(CLIPTextModel):
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
         encoder = (encoder.to(dtype) if isinstance(dtype, torch.dtype) else encoder).eval()
         return (encoder, {"missing_keys": []}) if kwargs.get("output_loading_info") else encoder
+
+    def _apply(self, fn, recurse: bool = True):
+        """See the base class. An encoder that becomes narrower keeps its identifier (`livo.hashing`)."""
+        narrower = fn(torch.zeros(1, dtype=self.dtype)).element_size() < self.dtype.itemsize
+        identifier = weights_hash(self) if narrower else None
+        super()._apply(fn, recurse)
+        if identifier is not None:
+            keep_hash(self, identifier)
+        return self
 
     @property
     def statements(self) -> tuple[str, ...] | None:
@@ -220,24 +235,6 @@ def vocabulary_hash(tokenizer: CLIPTokenizer) -> str:
     """A short hash of the words that the tokenizer was made with; words added to it later do not count."""
     words = sorted((index, word) for word, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size)
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
-
-
-def encoder_hash(encoder: CLIPTextModel) -> str | None:
-    """A short hash of the weights in half precision, the same in every dtype that holds it; None where they are offloaded.
-
-    It is remembered as long as the weights are not written to or replaced (writing in place through `.data` goes unseen).
-    """
-    tensors = list(encoder.state_dict().values())
-    if any(tensor.is_meta for tensor in tensors):
-        return getattr(encoder, "_livo_hash", (None, None))[1]
-    versions = [(parameter.data_ptr(), parameter._version) for parameter in encoder.parameters()]
-    known = getattr(encoder, "_livo_hash", None)
-    if known is None or known[0] != versions:
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            digest.update(tensor.detach().half().cpu().contiguous().numpy())
-        known = encoder._livo_hash = versions, digest.hexdigest()[:12]
-    return known[1]
 
 
 def _some(keys: list[str]) -> str:

@@ -22,9 +22,9 @@ from livo import LiVOPipeline, ValueEncoder, evaluation, metrics, report, result
 from livo.baselines import NegativePrompt
 from livo.cli import main
 from livo.evaluation import Method, Settings, evaluate, gather, image_digest, image_seed, units
+from livo.hashing import weights_hash
 from livo.judges import Judge, load_judge
 from livo.pipeline import load_pipeline
-from livo.preferences import module_hash
 from livo.prompts import Prompt
 from livo.record import read_record
 
@@ -151,7 +151,7 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
     with pytest.raises(ValueError, match="method 'negative' there was begun with other edit"):
         list(evaluate(papertown, [Method("negative", edit=NegativePrompt("zombie"))], PROMPTS, [judge], folder, SMALL))
     monkeypatch.setattr(
-        evaluation, "module_hash", lambda module: "other" if module is papertown.value_encoder else module_hash(module)
+        evaluation, "weights_hash", lambda module: "other" if module is papertown.value_encoder else weights_hash(module)
     )
     assert list(evaluate(papertown, methods[:1], PROMPTS, [judge], folder, SMALL))  # the base knows nothing of the encoder
     with pytest.raises(ValueError, match="method 'livo' there was begun with other value_encoder"):

@@ -8,7 +8,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files", "plain_yaml", "construct", "config", "progress", "assignment", "calibration", "labelled", "sentence_encoder"},
+    {
+        "files",
+        "hashing",
+        "plain_yaml",
+        "construct",
+        "config",
+        "progress",
+        "assignment",
+        "calibration",
+        "labelled",
+        "sentence_encoder",
+    },
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "tables"}
     | {"normalise", "evidence", "facets", "ledger"},
     {"prompts", "exemplars", "embedding"},

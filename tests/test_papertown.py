@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from livo.hashing import weights_hash
 from livo.judges import PapertownJudge
 from livo.papertown import corpus, fid, judging, world
 from livo.papertown.reading import Reader
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipeline import PAPERTOWN
-from livo.preferences import module_hash
 from livo.principles import bundled_principles, load_principles
 
 
@@ -121,7 +121,7 @@ def test_published_figures_are_of_the_shipped_weights(papertown, judge, tmp_path
     docs = Path(__file__).parents[1] / "docs"
     shipped = Reader(papertown, judge, tmp_path)
     assert json.loads((docs / "figures.json").read_text())["settings"]["weights"] == f"{shipped.base}-{shipped.encoder}"
-    assert f"value encoder {module_hash(papertown.value_encoder)};" in (docs / "benchmark.md").read_text(encoding="utf-8")
+    assert f"value encoder {weights_hash(papertown.value_encoder)};" in (docs / "benchmark.md").read_text(encoding="utf-8")
 
 
 def test_preference_data_are_worded_with_the_training_halves_alone():

@@ -9,14 +9,14 @@ import yaml
 from conftest import WordEmbedder
 from PIL import Image
 
-from livo import LiVOPipeline, ValueEncoder
+from livo import LiVOPipeline
 from livo.cli import main
 from livo.config import TrainingConfig
 from livo.environment import known_bad, versions
+from livo.hashing import weights_hash
 from livo.pictures import save_png
 from livo.publishing import weights_card
 from livo.record import read_record, save_images
-from livo.value_encoder import encoder_hash
 
 WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
 RECORDED = {"prompt", "id", "statement", "score", "threshold", "nearest_exemplar", "scale", "applied", "why", "encoder", "seed"}
@@ -40,7 +40,7 @@ def test_every_image_is_saved_with_its_own_record_and_read_back(pipe, tmp_path, 
     assert sorted(r["applied"] for r in records[:2]) == [False, True]
     blood = records[2]
     assert (blood["scale"], blood["start"], blood["end"], blood["seed"], blood["image"]) == (0.7, 0.0, 0.8, 11, 2)
-    assert blood["encoder"] == encoder_hash(pipe.value_encoder) and records[4]["encoder"] is None
+    assert blood["encoder"] == weights_hash(pipe.value_encoder) and records[4]["encoder"] is None
     for image, file in zip(out.images, files, strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(file)))
     assert main(["inspect", *map(str, files)]) == 0
@@ -80,23 +80,6 @@ def test_pictures_without_a_record_are_named(pipe, tmp_path, capsys):
         save_images(out, tmp_path / "twice")
     with pytest.raises(ValueError, match="output_type='pil'"):
         save_images(draw(pipe, CAT, output_type="np"), tmp_path / "arrays")
-
-
-def test_the_hash_of_an_encoder_tells_weights_apart_and_dtypes_not(pipe):
-    encoder = pipe.value_encoder
-    name = encoder_hash(encoder)
-    assert encoder_hash(ValueEncoder.from_text_encoder(pipe.text_encoder)) != name
-    assert encoder_hash(encoder.half().float()) == name
-    with torch.no_grad():
-        next(encoder.parameters()).mul_(1.01)
-    changed = encoder_hash(encoder)
-    assert changed != name
-    encoder.load_state_dict({name: 1.01 * tensor for name, tensor in encoder.state_dict().items()}, assign=True)
-    replaced = encoder_hash(encoder)
-    assert replaced not in (name, changed)
-    first = next(encoder.parameters())
-    first.data = 1.01 * first.data
-    assert encoder_hash(encoder) not in (name, changed, replaced)
 
 
 # --- livo env -------------------------------------------------------------------------------------------------------------
@@ -183,7 +166,7 @@ def test_a_pushed_pipeline_loads_again_and_its_card_is_made_from_the_training_re
         "objective: livo",
         "| accuracy | 0.75 |",
         "not a security boundary",
-        encoder_hash(pipe.value_encoder),
+        weights_hash(pipe.value_encoder),
     ):
         assert words in text
     again = LiVOPipeline.from_pretrained(folder / "me/aligned")
@@ -200,9 +183,9 @@ def test_the_encoder_alone_is_pushed_in_the_published_layout(pipe, hub):
     assert names == ["README.md", "value_encoder/config.json", "value_encoder/model.safetensors", "value_principles.yaml"]
     head, text = card_of(folder / "me/encoder")
     assert head["license"] == "other" and 'load_value_encoder("me/encoder")' in text and "without a training record" in text
-    before = encoder_hash(pipe.value_encoder)
+    before = weights_hash(pipe.value_encoder)
     pipe.load_value_encoder(folder / "me/encoder")
-    assert encoder_hash(pipe.value_encoder) == before
+    assert weights_hash(pipe.value_encoder) == before
     pipe.unload_value_encoder()
     with pytest.raises(ValueError, match="no value encoder to upload"):
         pipe.push_to_hub("me/encoder", encoder_only=True)
@@ -219,7 +202,7 @@ def test_saving_pushes_where_it_is_asked_to_and_never_pickles(pipe, hub, tmp_pat
 
 def test_the_card_of_trained_weights_is_valid_yaml_whatever_the_model_is_called(tmp_path):
     config = TrainingConfig("data", "run", model="C:\\models #2: mine", objective="distillation")
-    record = {"pairs": 12, "data": "abc", "backbone": "def", "metrics": {"loss": 0.25}}
+    record = {"weights": "0f", "pairs": 12, "data": "abc", "backbone": "def", "metrics": {"loss": 0.25}}
     (tmp_path / "README.md").write_text(weights_card(config, record, ["gender equality", "bloody"]))
     head, text = card_of(tmp_path)
     assert head["base_model"] == config.model and "distillation" in head["tags"]

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple, objectives
 from livo.batches import Batches
 from livo.config import OBJECTIVES, TrainingConfig
+from livo.hashing import weights_hash
 from livo.loss import objective_function
 from livo.optimising import Diverged
-from livo.preferences import PreferenceError, module_hash, pairs, read
+from livo.preferences import PreferenceError, pairs, read
 from livo.training import train
 
 
@@ -310,13 +311,13 @@ def test_the_backbone_is_the_same_before_and_after(config, monkeypatch):
 
     def remember(*args, **kwargs):
         pipe = load(*args, **kwargs)
-        seen.update(pipe=pipe, before=[module_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)])
+        seen.update(pipe=pipe, before=[weights_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)])
         return pipe
 
     monkeypatch.setattr(training, "load_pipeline", remember)
     list(train(replace(config, validate_every=6, validation_images=1)))  # which keeps the text encoder and the VAE
     pipe = seen["pipe"]
-    assert [module_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)] == seen["before"]
+    assert [weights_hash(m) for m in (pipe.unet, pipe.text_encoder, pipe.vae)] == seen["before"]
     assert not any(p.requires_grad or p.grad is not None for p in pipe.unet.parameters())
 
 

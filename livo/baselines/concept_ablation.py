@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit, cross_attention, encode
 from livo.files import differing, write_json
+from livo.hashing import weights_hash
 from livo.noising import Noising
 from livo.optimising import Record, optimise
-from livo.preferences import module_hash
 
 
 class ConceptAblation(WeightEdit):
@@ -52,7 +52,7 @@ class ConceptAblation(WeightEdit):
             yield cls({name: weight.clone() for name, weight in own.items()}, settings)
             return
         of = {"pairs": [list(pair) for pair in pairs], "guidance": guidance, "sampler_steps": sampler_steps}
-        claimed = settings | of | {"unet": module_hash(pipe.unet)}
+        claimed = settings | of | {"unet": weights_hash(pipe.unet)}
         if changed := differing(folder / "ablation.json", claimed):
             raise ValueError(f"{folder} holds an ablation with other {', '.join(changed)}: give another folder")
         write_json(folder / "ablation.json", claimed)

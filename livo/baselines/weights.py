@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from livo.files import replacing
+from livo.hashing import tensors_hash
 
 
 class Baseline(Protocol):
@@ -54,7 +54,7 @@ class WeightEdit:
         return {
             "method": self.method,
             "parameters": sum(w.numel() for w in self.weights.values()),
-            "hash": self._hash(),
+            "hash": tensors_hash(self.weights),
             **self.settings,
         }
 
@@ -69,12 +69,6 @@ class WeightEdit:
             return cls(load_file(file), settings)
         except SafetensorError as error:
             raise ValueError(f"{file}: no safetensors file, or a damaged one ({error})") from None
-
-    def _hash(self) -> str:
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.weights.items()):
-            digest.update(name.encode() + weight.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def cross_attention(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:

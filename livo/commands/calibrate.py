@@ -41,6 +41,7 @@ def run(args) -> None:
 
     from livo.calibration import tally
     from livo.files import write_json
+    from livo.hashing import weights_hash
     from livo.judges import load_judge
     from livo.pipeline import load_pipeline
 
@@ -81,7 +82,14 @@ def run(args) -> None:
             print(
                 f"note: {calibration.images} images for {len(calibration.classes)} directions; below {_ENOUGH} each the shares are rough"
             )
-        settings = {"model": args.model, "steps": args.steps, "guidance": args.guidance, "seed": args.seed, "n": args.n}
+        settings = {
+            "encoder": weights_hash(pipe.value_encoder),
+            "model": args.model,
+            "steps": args.steps,
+            "guidance": args.guidance,
+            "seed": args.seed,
+            "n": args.n,
+        }
         found[principle.id] = vars(calibration) | {"settings": settings}
         for name, row in zip(calibration.classes, calibration.confusion, strict=True):
             print(

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 
-from livo.preferences import module_hash
+from livo.hashing import weights_hash
 
 RISK = ("no", "yes")
 Words = Mapping[str, Mapping[str, str]]  # attribute -> class -> the words that stand for it
@@ -156,7 +156,7 @@ def loading(kind: str, source: object) -> Iterator[None]:
 
 def revision(model: nn.Module) -> str:
     """The hub's commit where it is known, else a hash of the weights."""
-    return getattr(model.config, "_commit_hash", None) or module_hash(model)
+    return getattr(model.config, "_commit_hash", None) or weights_hash(model)
 
 
 def rgb(images: Sequence[Image.Image]) -> list[Image.Image]:

@@ -17,6 +17,7 @@ from livo.baselines import Baseline
 from livo.environment import versions
 from livo.evaluation import Method, Readings, Settings
 from livo.files import replacing, write_json
+from livo.hashing import weights_hash
 from livo.judges import PapertownJudge, load_judge
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
@@ -25,7 +26,6 @@ from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
 from livo.pipeline import LiVOPipeline
-from livo.preferences import module_hash
 from livo.progress import follow_evaluation
 from livo.prompts import Prompt
 from livo.results import Figure, overall, summary
@@ -268,7 +268,7 @@ def _lines(table: Table, chosen, budget: Budget, judge, pipe) -> Iterator[str]:
     yield (
         f"`{budget.command()}`: {budget.images} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, in bfloat16; seeds are the "
         "prompt's sha256 plus the image's number, the same for every method. Means over held-out prompts with 95% bootstrap intervals over "
-        f"prompts. Judge {judge.name} {judge.revision}; value encoder {module_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
+        f"prompts. Judge {judge.name} {judge.revision}; value encoder {weights_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
         "is in [benchmark.json](benchmark.json).\n"
     )
     yield (

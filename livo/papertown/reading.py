@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from livo import metrics
 from livo.files import write_json
+from livo.hashing import weights_hash
 from livo.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.scene import Scene
 from livo.pipeline import LiVOPipeline
-from livo.preferences import module_hash
 from livo.principles import ValuePrinciple
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
@@ -30,8 +30,8 @@ class Reader:
 
     def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path, images: int = IMAGES):
         self.pipe, self.judge, self.cache, self.images = pipe, judge, cache, images
-        self.base = "-".join([judge.revision, *(module_hash(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
-        self.encoder = module_hash(pipe.value_encoder)
+        self.base = "-".join([judge.revision, *(weights_hash(module) for module in (pipe.unet, pipe.text_encoder, pipe.vae))])
+        self.encoder = weights_hash(pipe.value_encoder)
 
     def read(self, prompt: str, value: Value, images: int = 0) -> list[Reading]:
         """Readings of the prompt's images. The seed depends on the prompt alone, so methods are compared at equal seeds."""
