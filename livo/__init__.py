@@ -2,6 +2,10 @@
 
 from importlib import import_module
 
+from livo.logs import drop_empty_warnings
+
+drop_empty_warnings()  # before diffusers is imported, which brings the first of them
+
 __version__ = "0.1.0"
 
 _HOMES = {

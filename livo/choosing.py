@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 from livo.assignment import share_out, text_seed
 from livo.calibration import Calibration
 from livo.ledger import Reservation
+from livo.logs import warn_once
 from livo.principles import RESERVED, ValuePrinciple
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -116,12 +117,13 @@ class ValueChooser:
                 rate = f"{principle.apply_rate:.0%} of the images get the plain token"
                 why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
                 if principle.target:
-                    logger.warning(
-                        "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
+                    warn_once(
+                        logger, "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
                     )
                 decision, directions = replace(decision, why=why), {}
             if not directions and known is not None and decision.statement not in known:
-                logger.warning(
+                warn_once(
+                    logger,
                     "the value encoder was not trained with %r, so it may do nothing; it knows: %s. Use one of these words, or train an "
                     "encoder with yours (livo train)",
                     decision.statement,
@@ -158,7 +160,7 @@ class ValueChooser:
         why = f"{decision.why}; shares of the directions calibrated by {measured['judge']}"
         if miss > 0.05:
             why += f", which can come no nearer to the target than {miss:.0%} in its worst class"
-            logger.warning("%s: the encoder's directions miss the target by %.0f%% in its worst class", principle.id, 100 * miss)
+            warn_once(logger, "%s: the encoder's directions miss the target by %.0f%% in its worst class", principle.id, 100 * miss)
         return replace(decision, why=why), shares
 
     def _retrieve(self, prompts: list[str]) -> list[list[Chosen]]:
@@ -166,7 +168,9 @@ class ValueChooser:
         if not prompts:
             return []
         if self.encoder is None:
-            logger.warning("no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)")
+            warn_once(
+                logger, "no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)"
+            )
             return [[(no_value(prompt, "no value encoder is loaded"), None)] for prompt in prompts]
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
@@ -232,7 +236,7 @@ def _with_conflicts(chosen: list[Chosen]) -> list[Chosen]:
             what = f"{one.id} and {other.id} both decide about {', '.join(sorted(common))}"
         else:
             continue
-        logger.warning("conflict: %s", what)
+        warn_once(logger, "conflict: %s", what)
         against[i].append(what)
         against[j].append(what)
     return [(replace(decision, conflicts=tuple(what)), p) for (decision, p), what in zip(chosen, against, strict=True)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 
 from livo.commands import benchmark, build, calibrate, env, evaluate, generate, inspect, papertown, retrieve, train
+from livo.extras import MissingExtra, remedy
 
 COMMANDS = {
     "generate": generate,
@@ -23,27 +25,54 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command. 0: done, 2: bad input, 1: an unexpected error, 130: interrupted; errors are one line each."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints about torchvision and progress bars are not for our users
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of loading weights, which takes no time
     try:
         COMMANDS[args.command].run(args)
-    except (ValueError, OSError) as error:
-        print(f"livo {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()  # a reader that has gone, as in `livo ... | head`, is noticed here and not at exit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
-        print(f"livo {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return _report(args, "interrupted", 130)
+    except ModuleNotFoundError as error:
+        name = error.name or "a package"
+        return _report(args, f"the package {name} is not installed: {remedy(name)}", 2)
+    except (ValueError, OSError, MissingExtra) as error:
+        return _report(args, describe(error), 2)
+    except Exception as error:
+        what = f"unexpected {type(error).__name__}: {describe(error)}"
+        return _report(args, f"{what} (use --debug for the traceback, and please report it)", 1)
     return 0
+
+
+def _report(args: argparse.Namespace, message: str, code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    print(f"livo {args.command}: {message}", file=sys.stderr)
+    return code
+
+
+def describe(error: BaseException) -> str:
+    """What an error says, in one line. Python's own errors of files name the file first, without a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="livo", description="Keep a text-to-image model to stated values, with its backbone frozen."
     )
+    _add_debug(parser, False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=f"example: {command.EXAMPLE}")
-        )
+        own = commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=f"example: {command.EXAMPLE}")
+        command.add_arguments(own)
+        _add_debug(own, argparse.SUPPRESS)  # absent here, what stands before the command holds
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")

@@ -18,6 +18,7 @@ from threading import RLock
 
 from livo.assignment import Shares, share_out
 from livo.files import alive, replacing
+from livo.logs import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class ValueLedger:
         other = database.execute("SELECT 1 FROM given WHERE key > ? AND key < ?", (head, head + "\uffff")).fetchone()
         if other and not self._warned:
             self._warned = True
-            logger.warning("%s: the ledger's counts are of other shares, so balancing starts again with those of now", value)
+            warn_once(logger, "%s: the ledger's counts are of other shares, so balancing starts again with those of now", value)
 
     def _drop_abandoned(self, database: sqlite3.Connection) -> None:
         here = socket.gethostname()

@@ -20,6 +20,7 @@ from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
 from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
+from livo.logs import warn_once
 from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
@@ -269,7 +270,7 @@ class ValueMixin(SavedValues):
         texts = list(dict.fromkeys(value_text(d.statement, d.prompt) for row in rows for d in row))
         for text in texts:
             if rest := cut_off(self.tokenizer, text):
-                logger.warning("%r is too long for the value encoder, which does not read its end: %r", text, rest)
+                warn_once(logger, "%r is too long for the value encoder, which does not read its end: %r", text, rest)
         hooked = any(hasattr(module, "_hf_hook") for module in self.value_encoder.modules())
         device = self._execution_device if hooked else self.value_encoder.device
         tokens = encode_value(self.value_encoder, self.tokenizer, texts, device)

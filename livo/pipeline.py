@@ -6,6 +6,7 @@ import logging
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from livo.logs import warn_once
 from livo.mixin import ValueMixin
 from livo.saving import PAPERTOWN, PRINCIPLES_FILE
 
@@ -36,7 +37,7 @@ def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> Li
     pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
     if not keep_safety_checker and getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)
-        logger.warning("the safety checker of %s is left out: a judge would take what it blackens for clean images", model)
+        warn_once(logger, "the safety checker of %s is left out: a judge would take what it blackens for clean images", model)
     return pipe
 
 

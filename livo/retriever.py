@@ -18,6 +18,7 @@ from livo.evidence import NAMES, Evidence, Lexicon, lexicon
 from livo.exemplars import Entry, ExemplarIndex, Neighbour
 from livo.facets import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
 from livo.files import replacing, write_json
+from livo.logs import warn_once
 from livo.normalise import Normaliser, subject
 from livo.principles import FACETS, ValuePrinciple, load_principles
 
@@ -170,7 +171,8 @@ class ValueRetriever:
         heads = FacetHeads.load(BUNDLED_HEADS)
         if heads.fits(read_texts(self.embedder, [PROBE])):
             return heads
-        logger.warning(
+        warn_once(
+            logger,
             "the facet heads were fitted for %s and are refused for %s: exemplars and words decide until ValueRetriever.fit or "
             "`livo retrieve --fit` is run with it",
             heads.embedder,

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
+from livo.logs import forget
 from livo.pipeline import PAPERTOWN
 
 PRINCIPLES = [
@@ -38,6 +39,12 @@ class WordEmbedder:
             for word in text.lower().replace(",", " ").split():
                 vectors[row, int.from_bytes(word.encode(), "little") % 509] += 1
         return vectors.numpy()
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_new():
+    """A warning that an earlier test caused is said again."""
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -146,3 +146,33 @@ def test_calibration_is_measured_and_saved_with_the_encoder(tmp_path, capsys):
     prompts.write_text("\n")
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder)]) == 2
     assert "no prompt in it" in capsys.readouterr().err
+
+
+def broken(args):
+    raise KeyError("a mistake of ours")
+
+
+@pytest.mark.parametrize("argv", [["--debug", "env"], ["env", "--debug"], ["env"]])
+def test_an_unexpected_error_is_one_line_and_debug_shows_its_traceback(argv, monkeypatch, capsys):
+    monkeypatch.setattr(COMMANDS["env"], "run", broken)
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert ("Traceback" in error) == ("--debug" in argv)
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("livo env: unexpected KeyError: 'a mistake of ours'") and "please report it" in last
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_shows_the_traceback_of_bad_input_too(debug, capsys):
+    assert main([*["--debug"] * debug, "inspect", "absent.png"]) == 2
+    error = capsys.readouterr().err
+    assert ("Traceback" in error) is debug and "absent.png" in error.splitlines()[-1] and "Errno" not in error.splitlines()[-1]
+
+
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(monkeypatch, capsys):
+    def needs(args):
+        raise ModuleNotFoundError("No module named 'peft.utils'", name="peft.utils")
+
+    monkeypatch.setattr(COMMANDS["env"], "run", needs)
+    assert main(["env"]) == 2
+    assert capsys.readouterr().err == "livo env: the package peft.utils is not installed: pip install livo[train]\n"

@@ -11,6 +11,8 @@ ROWS = [
     {
         "files",
         "hashing",
+        "logs",
+        "extras",
         "plain_yaml",
         "construct",
         "config",

