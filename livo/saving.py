@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel
 from transformers.utils import cached_file
 
+from livo.checkpoints import CheckedLoading
 from livo.choosing import checked_scale
 from livo.files import replacing
 from livo.hashing import stored_hash
@@ -22,6 +23,7 @@ from livo.principles import ValuePrinciple, bundled_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
 from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, vocabulary_hash
+from livo.weights import check_module
 
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
@@ -29,7 +31,7 @@ RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitte
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
 
 
-class SavedValues:
+class SavedValues(CheckedLoading):
     """The half of ValueMixin that keeps values: in files, on the hub, in converted pipelines. The other half draws with them."""
 
     base_class: type[DiffusionPipeline]
@@ -56,7 +58,8 @@ class SavedValues:
             source = PAPERTOWN
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
-        kwargs.setdefault("use_safetensors", True)  # no pickle
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(f"use_safetensors is {kwargs['use_safetensors']}: weights are safetensors here, never pickle")
         hub = {name: kwargs[name] for name in _HUB if name in kwargs}
         pipe = super().from_pretrained(source, **kwargs)
         if getattr(pipe.unet.config, "addition_embed_type", None) == "text_time" and not hasattr(pipe, "text_encoder_2"):
@@ -213,6 +216,7 @@ class SavedValues:
         return width if isinstance(width, int) else width[0]
 
     def _check(self, encoder: CLIPTextModel, name: str) -> None:
+        check_module(encoder, name)
         check_fit(encoder, self.text_encoder, name, self._width)
         check_tokenizer(encoder, self.tokenizer, name)
 

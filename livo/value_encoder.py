@@ -8,13 +8,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from livo.hashing import keep_hash, weights_hash
+from livo.weights import check_header, check_module, check_tensors, read_tensors, refuse_pickle
 
 __all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load a component by this base class's name here
 
@@ -43,23 +42,28 @@ class ValueEncoder(CLIPTextModel):
         config = kwargs.get("config") or CLIPTextConfig.from_pretrained(
             pretrained_model_name_or_path, **{name: kwargs[name] for name in _HUB & kwargs.keys()}
         )
+        name = f"value encoder {pretrained_model_name_or_path}"
+        files = _weight_files(pretrained_model_name_or_path, **kwargs)
+        for file in files:
+            check_header(file, name)
         if projects(config):
-            return cls._projecting(pretrained_model_name_or_path, config, **kwargs)
+            return cls._projecting(files, config, name, **kwargs)
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two differ in methods alone.
         found = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
         encoder = found[0] if isinstance(found, tuple) else found
         encoder.__class__ = cls
-        if isinstance(dtype := dtypes[0] or dtypes[1], torch.dtype):
+        dtype = next((dtype for dtype in dtypes if isinstance(dtype, torch.dtype)), None)
+        check_module(encoder, name, dtype)
+        if dtype is not None:
             encoder.to(dtype)  # from the dtype of the file, so that the identifier is the file's
         return found
 
     @classmethod
-    def _projecting(cls, source: str | Path, config: CLIPTextConfig, **kwargs):
-        name = "model.safetensors" if not kwargs.get("variant") else f"model.{kwargs['variant']}.safetensors"
-        file = cached_file(str(source), name, **{key: kwargs[key] for key in _HUB & kwargs.keys()})
+    def _projecting(cls, files: list[Path], config: CLIPTextConfig, name: str, **kwargs):
+        tensors = {key: tensor for file in files for key, tensor in read_tensors(file, name).items()}
         encoder = cls(config)
-        encoder.load_state_dict(_state(load_file(file), encoder.state_dict(), f"value encoder {source}"), strict=False)
+        encoder.load_state_dict(_state(tensors, encoder.state_dict(), name), strict=False)
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
         encoder = (encoder.to(dtype) if isinstance(dtype, torch.dtype) else encoder).eval()
         return (encoder, {"missing_keys": []}) if kwargs.get("output_loading_info") else encoder
@@ -113,6 +117,7 @@ class ValueEncoder(CLIPTextModel):
             FileNotFoundError: nothing is there. ValueError: it does not fit; the message says in what.
         """
         path = Path(source)
+        refuse_pickle(path)
         if path.suffix == ".safetensors" and not path.is_dir():
             encoder = cls._from_file(path, like, width)
         elif path.is_dir():
@@ -131,15 +136,16 @@ class ValueEncoder(CLIPTextModel):
         check_fit(encoder, like, f"value encoder {source}", width)
         if tokenizer is not None:
             check_tokenizer(encoder, tokenizer, f"value encoder {source}")
+        check_tensors(dict(encoder.named_parameters()), f"value encoder {source}", like.dtype)
         device = "cpu" if like.device.type == "meta" else like.device  # meta: the text encoder is offloaded
         return encoder.to(device, like.dtype).eval()
 
     @classmethod
     def _from_folder(cls, folder: str | Path, **where) -> ValueEncoder:
-        try:
-            encoder, report = cls.from_pretrained(folder, output_loading_info=True, **where)
-        except SafetensorError as error:
-            raise ValueError(f"value encoder {folder}: its weights cannot be read ({error}); save or download it again") from error
+        if (variant := _only_variant(folder)) is not None:
+            where["variant"] = variant
+        encoder, report = cls.from_pretrained(folder, output_loading_info=True, **where)
+        where.pop("variant", None)
         if report["missing_keys"]:
             raise ValueError(f"value encoder {folder}: {_some(report['missing_keys'])} missing; is it the whole encoder?")
         record = cached_file(str(folder), "training.json", _raise_exceptions_for_missing_entries=False, **where)
@@ -151,10 +157,7 @@ class ValueEncoder(CLIPTextModel):
     def _from_file(cls, file: Path, like: CLIPTextModel, width: int | None) -> ValueEncoder:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; give a value encoder's .safetensors file or folder")
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a readable safetensors file ({error}); save or download it again") from error
+        tensors = read_tensors(file)
         config = copy.deepcopy(like.config)
         config.value_statements = config.value_calibration = config.value_tokenizer = None
         words = next((value for key, value in tensors.items() if key.endswith("token_embedding.weight")), None)
@@ -170,6 +173,30 @@ class ValueEncoder(CLIPTextModel):
 
 
 _HUB = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies"}  # where a file is found
+
+
+def _weight_files(source: str | Path, variant: str | None = None, **kwargs) -> list[Path]:
+    """The safetensors files of an encoder in a folder or on the hub: one, or its shards. Raises OSError where there are none."""
+    refuse_pickle(Path(source) / (kwargs.get("subfolder") or ""))
+    where = {key: kwargs[key] for key in _HUB & kwargs.keys()}
+    stem = "model" if not variant else f"model.{variant}"
+    index = "model.safetensors.index.json" if not variant else f"model.safetensors.index.{variant}.json"
+    missing = {"_raise_exceptions_for_missing_entries": False}
+    if (file := cached_file(str(source), f"{stem}.safetensors", **missing, **where)) is not None:
+        return [Path(file)]
+    if (file := cached_file(str(source), index, **missing, **where)) is None:
+        return [Path(cached_file(str(source), f"{stem}.safetensors", **where))]  # which raises what is missing
+    shards = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [Path(cached_file(str(source), shard, **where)) for shard in shards]
+
+
+def _only_variant(folder: str | Path) -> str | None:
+    """The variant, such as fp16, of a local folder whose weights are all model.fp16.safetensors; None where there are others, or none."""
+    names = {file.name for file in Path(folder).glob("model.*")}
+    if names & {"model.safetensors", "model.safetensors.index.json"}:
+        return None
+    found = {name.removeprefix("model.").removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
+    return found.pop() if len(found) == 1 else None
 
 
 def projects(config: CLIPTextConfig) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit
+from livo.lora import load_lora, lora_modules
 
 
 class LoRA(WeightEdit):
@@ -15,31 +16,40 @@ class LoRA(WeightEdit):
     method = "LoRA"
 
     @classmethod
-    def read(cls, pipe: DiffusionPipeline, folder: str | Path, scale: float = 1.0) -> LoRA:
-        """The merged weights of `load_lora_weights(folder)` for this pipeline, which is left as it was.
+    def read(cls, pipe: DiffusionPipeline, source: str | Path, scale: float = 1.0) -> LoRA:
+        """The merged weights of `load_lora_weights(source)` for this pipeline, which is left as it was.
+
+        Args:
+            source: A .safetensors file, a folder, or a hub id, in any layout that diffusers reads.
+            scale: Strength of the update, 1 as it was trained.
 
         Raises:
-            ValueError: it changes a text encoder too, which an edit of the UNet cannot hold, or it was made for another UNet.
+            ValueError: it is pickled, damaged or not finite, was made for another model, changes no weight, or changes a text encoder
+                too, which an edit of the UNet cannot hold; or the pipeline holds a LoRA already.
         """
+        if held := lora_modules(pipe):
+            component, names = next(iter(held.items()))
+            raise ValueError(
+                f"{source}: the pipeline's {component} holds the LoRA {', '.join(names)} already: call unload_lora_weights first"
+            )
         own = {name: parameter.data.clone() for name, parameter in pipe.unet.named_parameters()}
         try:
-            pipe.load_lora_weights(folder)
-            encoders = [
-                module for name, module in pipe.components.items() if name.startswith("text_encoder") and module is not None
-            ]
-            if any("lora_" in name for module in encoders for name, _ in module.named_parameters()):
+            load_lora(pipe, source)
+            if any(component.startswith("text_encoder") for component in lora_modules(pipe)):
                 raise ValueError(
-                    f"{folder}: this LoRA changes the text encoder too; use pipe.load_lora_weights in place of a baseline"
+                    f"{source}: this LoRA changes the text encoder too; use pipe.load_lora_weights in place of a baseline"
                 )
             pipe.fuse_lora(lora_scale=scale)
             merged = {
                 name.replace(".base_layer", ""): p.data.clone() for name, p in pipe.unet.named_parameters() if "lora_" not in name
             }
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: this LoRA was made for another UNet ({str(error).splitlines()[-1].strip()})") from None
         finally:
             pipe.unload_lora_weights()
             for name, parameter in pipe.unet.named_parameters():
                 parameter.data = own[name]
         changed = {name: weight for name, weight in merged.items() if not weight.equal(own[name])}
-        return cls(changed, {"source": str(folder), "scale": scale})
+        if not changed:
+            raise ValueError(f"{source}: this LoRA changes no weight: it was not trained, or its scale ({scale:g}) is 0")
+        edit = cls(changed, {"source": str(source), "scale": scale})
+        edit.check(pipe, str(source))
+        return edit

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from livo.files import replacing
 from livo.hashing import tensors_hash
+from livo.weights import check_tensors, read_tensors
 
 
 class Baseline(Protocol):
@@ -34,14 +34,9 @@ class WeightEdit:
 
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        self.check(pipe, self.method)
         parameters = dict(pipe.unet.named_parameters())
-        missing = set(self.weights) - set(parameters)
-        if missing:
-            raise ValueError(f"{self.method}: the UNet has no parameter {min(missing)}; the edit was made for another model")
         own = {name: parameters[name].data for name in self.weights}
-        for name, weight in self.weights.items():
-            if weight.shape != own[name].shape:
-                raise ValueError(f"{self.method}: {name} is {tuple(weight.shape)}, the UNet's is {tuple(own[name].shape)}")
         try:
             for name, weight in self.weights.items():
                 parameters[name].data = weight.to(own[name])
@@ -49,6 +44,16 @@ class WeightEdit:
         finally:
             for name, weight in own.items():
                 parameters[name].data = weight
+
+    def check(self, pipe: DiffusionPipeline, name: str) -> None:
+        """Raise ValueError, which calls the edit `name`, unless it fits the UNet and is finite in its precision."""
+        parameters = dict(pipe.unet.named_parameters())
+        for key, weight in self.weights.items():
+            if key not in parameters:
+                raise ValueError(f"{name}: the UNet has no parameter {key}; the edit was made for another model")
+            if weight.shape != parameters[key].shape:
+                raise ValueError(f"{name}: {key} is {tuple(weight.shape)}, the UNet's is {tuple(parameters[key].shape)}")
+        check_tensors(self.weights, name, pipe.unet.dtype)
 
     def record(self) -> dict[str, object]:
         return {
@@ -64,11 +69,12 @@ class WeightEdit:
 
     @classmethod
     def load(cls, file: str | Path, settings: Mapping[str, object] | None = None) -> WeightEdit:
-        """What `save` wrote. Raises ValueError where it is no safetensors file."""
-        try:
-            return cls(load_file(file), settings)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: no safetensors file, or a damaged one ({error})") from None
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: it is pickled, damaged, not finite or not of floating-point numbers.
+        """
+        return cls(read_tensors(file), settings)
 
 
 def cross_attention(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation"
 _METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles); negative=WORDS; sld=WORDS, or sld-weak, sld-medium,
 sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
-(a baseline that was saved); lora=FOLDER. Default: base livo"""
+(a baseline that was saved); lora=FILE, folder or hub id. Default: base livo"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,9 @@ def _method(spec: str, pipe):
     if kind == "uce":
         return Method(spec, edit=baselines.UnifiedConceptEditing.edit(pipe, erase=dict.fromkeys(rest.split(","), "")))
     if kind == "weights":
-        return Method(spec, edit=baselines.WeightEdit.load(rest))
+        edit = baselines.WeightEdit.load(rest)
+        edit.check(pipe, rest)
+        return Method(spec, edit=edit)
     if kind == "lora":
         return Method(spec, edit=baselines.LoRA.read(pipe, rest))
     raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
