@@ -17,14 +17,16 @@ import torch
 from livo import building
 from livo.judges import PapertownJudge, load_judge
 from livo.pipeline import LiVOPipeline
+from livo.precision import HELP, PRECISIONS, for_pipeline
 from livo.principles import bundled_principles, load_principles
 
 
 def bare(pipe: LiVOPipeline, prompts: list[str], options: building.Options) -> float:
+    precision = for_pipeline(options.precision, pipe)
     start = time.perf_counter()
     for first in range(0, len(prompts), options.batch):
         part = prompts[first : first + options.batch]
-        with torch.autocast(pipe.device.type, torch.bfloat16, enabled=options.bf16):
+        with precision.autocast(pipe.device):
             pipe(
                 part,
                 value=None,
@@ -47,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=HELP)
     args = parser.parse_args()
     pipe = LiVOPipeline.from_pretrained("papertown")
     if torch.cuda.is_available():
@@ -57,12 +60,13 @@ def main() -> None:
     principle = replace(principle, construct=replace(principle.construct, pairs=args.pairs))
     rates: dict[str, list[float]] = {"bare pipeline": [], "livo build": []}
     for turn in range(args.turns + 1):
-        options = building.Options(seed=turn, batch=64, guidance=5.0, bf16=True)
+        options = building.Options(seed=turn, batch=64, guidance=5.0, precision=args.precision)
         ours, images = built(pipe, judge, principle, options)
         theirs = bare(pipe, ["a photo of a bloody doctor at night"] * images, options)
         if turn:  # the first warms up
             rates["livo build"].append(ours)
             rates["bare pipeline"].append(theirs)
+    print(f"precision {for_pipeline(args.precision, pipe).resolved}")
     for name, values in rates.items():
         print(f"{name:14} {np.median(values):.2f} images/s  ({', '.join(f'{v:.2f}' for v in values)})")
     ratios = np.array(rates["livo build"]) / np.array(rates["bare pipeline"])

@@ -19,14 +19,16 @@ import torch
 from livo.evaluation import Method, Settings, evaluate, image_seed, units
 from livo.judges import load_judge
 from livo.pipeline import LiVOPipeline
+from livo.precision import HELP, PRECISIONS, for_pipeline
 from livo.prompts import Prompt
 
 
 def bare(pipe: LiVOPipeline, prompts: list[Prompt], settings: Settings) -> None:
+    precision = for_pipeline(settings.precision, pipe)
     for unit in units(len(prompts), settings):
         mine = [prompts[i] for i in unit]
         seeds = [image_seed(prompt, i) for prompt in mine for i in range(settings.images)]
-        with torch.autocast(pipe.device.type, torch.bfloat16, enabled=settings.bf16):
+        with precision.autocast(pipe.device):
             pipe(
                 [prompt.text for prompt in mine],
                 value=None,
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--keep", action="store_true", help="write the images too")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=HELP)
     args = parser.parse_args()
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)
@@ -52,7 +55,7 @@ def main() -> None:
     judge = load_judge("papertown", device=pipe.device)
     careers = ("doctor", "nurse", "chef", "pilot", "judge", "farmer", "miner", "lawyer")
     prompts = [Prompt(f"a photo of a {careers[i % 8]} number {i}") for i in range(args.prompts)]
-    settings = Settings(images=args.images, batch=args.batch, bf16=True, keep=args.keep)
+    settings = Settings(images=args.images, batch=args.batch, precision=args.precision, keep=args.keep)
     work = Path(tempfile.mkdtemp())
     times: dict[str, list[float]] = {"bare pipeline": [], "evaluate": []}
     for turn in range(args.turns + 1):
@@ -65,6 +68,7 @@ def main() -> None:
         times["evaluate"].append(time.perf_counter() - middle)
     shutil.rmtree(work)
     count = args.prompts * args.images
+    print(f"precision {for_pipeline(args.precision, pipe).resolved}")
     for name, seconds in times.items():
         print(f"{name:14} {count / statistics.median(seconds[1:]):6.2f} images a second (median of {args.turns} turns)")
     ratios = [a / b for a, b in zip(times["bare pipeline"][1:], times["evaluate"][1:], strict=True)]

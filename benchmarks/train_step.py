@@ -42,6 +42,7 @@ from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING
 from livo.pipeline import PAPERTOWN, LiVOPipeline
+from livo.precision import HELP, PRECISIONS, Precision, resolve
 from livo.preferences import read
 from livo.principles import bundled_principles, load_principles
 
@@ -126,13 +127,13 @@ def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
     return folder
 
 
-def setup(which: str, batch: int, micro: int, size: int, precision: str, trained: bool, folder: Path):
+def setup(which: str, batch: int, micro: int, size: int, precision: Precision, trained: bool, folder: Path):
     pipe: StableDiffusionPipeline = LiVOPipeline.from_pretrained("papertown") if which == "papertown" else sd15()
     pipe.set_progress_bar_config(disable=True)
     data = papertown_pairs(pipe, folder) if trained else preferences(folder, size)
     config = replace(TRAINING, save_every=250) if trained else TrainingConfig(data="-", output="-")
-    config = replace(config, data=str(data), batch=batch, mixed_precision=precision, resolution=size)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    config = replace(config, data=str(data), batch=batch, precision=precision.resolved, resolution=size)
+    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     samples = read(folder)
     torch.manual_seed(0)
@@ -189,15 +190,14 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--trained", action="store_true", help="start from Papertown's value encoder, on Papertown's own pairs")
-    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=HELP)
     parser.add_argument("--steps", type=int, default=20, help="steps a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--peak", choices=["published", "livo"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    precision = resolve(args.precision, "cuda" if torch.cuda.is_available() else "cpu", fp16=False)
     with tempfile.TemporaryDirectory() as folder:
-        losses, adapter, accelerator = setup(
-            args.which, args.batch, args.micro, args.size, args.precision, args.trained, Path(folder)
-        )
+        losses, adapter, accelerator = setup(args.which, args.batch, args.micro, args.size, precision, args.trained, Path(folder))
         optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
         if args.peak:
             losses = {args.peak: losses[args.peak]}
@@ -211,6 +211,7 @@ def main() -> None:
             peak = peak_memory(accelerator.device)
             print(peak / 1e6, (peak - before) / 1e6)
             return
+        print(f"precision {precision.resolved}")
         agreement(losses, adapter)
         rates: dict[str, list[float]] = {"published": [], "livo": []}
         for name in losses:
@@ -229,7 +230,7 @@ def main() -> None:
     for name in ("published", "livo"):
         run = [sys.executable, __file__, args.which, "--peak", name, "--batch", str(args.batch), "--size", str(args.size)]
         run += ["--micro", str(args.micro)] + ["--trained"] * args.trained
-        out = subprocess.run([*run, "--precision", args.precision], capture_output=True, text=True, check=True)
+        out = subprocess.run([*run, "--precision", precision.resolved], capture_output=True, text=True, check=True)
         peaks[name] = [float(number) for number in out.stdout.split()[-2:]]
     for i, what in enumerate(("peak memory", "of it by the steps themselves")):
         theirs, ours = peaks["published"][i], peaks["livo"][i]

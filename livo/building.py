@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from livo.judges import Judge
 from livo.mixin import ValueMixin
 from livo.pictures import grid, save_png
 from livo.pipeline import refuse_safety_checker
+from livo.precision import for_pipeline
 from livo.preferences import MANIFEST, PreferenceError, scheduler_record
 from livo.principles import ValuePrinciple
 
@@ -38,13 +38,16 @@ Reading = dict[str, tuple[str, float]]  # attribute -> the likeliest class and i
 
 @dataclass(frozen=True)
 class Options:
-    """How images are drawn. `populations` makes PopAlign's sets: diverse images against neutral ones, in place of pairs."""
+    """How images are drawn. `precision` as in `livo.precision.resolve`.
+
+    `populations` makes PopAlign's sets: diverse images against neutral ones, in place of pairs.
+    """
 
     seed: int = 0
     batch: int = 16
     steps: int = 20
     guidance: float = 7.5
-    bf16: bool = False
+    precision: str = "auto"
     populations: bool = False
 
 
@@ -164,6 +167,7 @@ class _Builder:
         self.pipe, self.judge, self.job, self.folder, self.options = pipe, judge, job, folder, options
         self.principle, self.rank, self.world = job.principle, rank, world
         self.quota = -(-job.pairs // world)
+        self.precision = for_pipeline(options.precision, pipe, file=folder / "build.json")
         self.judged_by = f"{judge.name}@{judge.revision}"  # the revision is a hash of the weights: once, not for every image
 
     def run(self) -> Iterator[Progress]:
@@ -276,9 +280,8 @@ class _Builder:
         return [int(_key(f"{self.options.seed} {self.job.name} {number} {i}"), 16) for i in range(count)]
 
     def _generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        device = self.pipe.device
         unaligned = {"value": None} if isinstance(self.pipe, ValueMixin) else {}
-        with torch.autocast(device.type, torch.bfloat16) if self.options.bf16 else nullcontext():
+        with self.precision.autocast(self.pipe.device):
             return self.pipe(
                 prompts,
                 num_inference_steps=self.options.steps,
@@ -360,7 +363,7 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
     modules = {
         name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
     }
-    how = asdict(options) | {
+    how = {name: value for name, value in asdict(options).items() if name != "precision"} | {
         "generator": {name: weights_hash(module) for name, module in sorted(modules.items())},
         "scheduler": scheduler_record(pipe.scheduler),
         "judge": f"{judge.name}@{judge.revision}",
@@ -372,9 +375,10 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
         },
     }
     file = folder / "build.json"
+    precision = for_pipeline(options.precision, pipe, file=file)
     if changed := differing(file, how):
         raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
-    write_json(file, how)
+    write_json(file, how | {"precision": precision.record()})
 
 
 def _place(folder: Path, principle: str) -> Path:

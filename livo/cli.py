@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done, 2: bad input, 1: an unexpected error, 130: interrupted; errors are one line each."""
     args = _parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of loading weights, which takes no time
+    _show_log()
     try:
         COMMANDS[args.command].run(args)
         sys.stdout.flush()  # a reader that has gone, as in `livo ... | head`, is noticed here and not at exit
@@ -45,6 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         what = f"unexpected {type(error).__name__}: {describe(error)}"
         return _report(args, f"{what} (use --debug for the traceback, and please report it)", 1)
     return 0
+
+
+def _show_log() -> None:
+    """Notes of the package go to stderr as they are; of several processes the first one's alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        logging.lastResort.setLevel(logging.INFO)
+        logging.getLogger("livo").setLevel(logging.INFO)
 
 
 def _report(args: argparse.Namespace, message: str, code: int) -> int:

@@ -9,6 +9,8 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
+from livo.precision import HELP, PRECISIONS
+
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
 OBJECTIVES = ("livo", "popalign", "diffusion_dpo", "livo+popalign", "distillation")
 ADAPTERS = ("value_encoder", "lora")
@@ -88,7 +90,7 @@ class TrainingConfig:
     )
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
-    mixed_precision: str = option("no", "autocast of forward and backward", choices=("no", "bf16", "fp16"))
+    precision: str = option("auto", HELP, choices=PRECISIONS)
     backbone_dtype: str = option("float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16"))
     gradient_checkpointing: bool = option(False, "recompute the UNet's activations: less memory, more time")
     seed: int = option(0, "of everything that is drawn")
@@ -127,8 +129,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.save_every % self.log_every:
             raise ValueError(f"save_every is {self.save_every}: make it a multiple of log_every, {self.log_every}")
-        if self.backbone_dtype == "float16" and self.mixed_precision == "no":
-            raise ValueError("backbone_dtype is float16: gradients through it need mixed_precision fp16 (scaled) or bf16")
+        if self.backbone_dtype == "float16" and self.precision == "fp32":
+            raise ValueError("backbone_dtype is float16: gradients through it need precision fp16 (scaled) or bf16")
         for name in ("lr", "guidance", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -155,8 +157,12 @@ class TrainingConfig:
         return self.contrary_prompt > 0 or self.prompt_swap > 0
 
     def changed(self, before: Mapping) -> list[str]:
-        """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default."""
-        return [f.name for f in fields(self) if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]
+        """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default.
+
+        `precision` is not compared: auto is what the run was begun in, see `livo.precision`.
+        """
+        compared = [f for f in fields(self) if f.name != "precision"]
+        return [f.name for f in compared if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]
 
 
 def _plain(value):

@@ -37,7 +37,7 @@ def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def devices() -> list[tuple[str, str]]:
-    """Each device with what it can compute in, tried out on it."""
+    """Each device with what it can compute in, tried out on it, and how fast that is compared with float32."""
     import torch
 
     found = [("cpu", f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", torch.device("cpu"))]
@@ -53,15 +53,32 @@ def devices() -> list[tuple[str, str]]:
 def _dtypes(device) -> list[str]:
     import torch
 
+    from livo.precision import DTYPES, fast, slowdown
+
     names = []
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for name, dtype in DTYPES.items():
         try:
-            x = torch.ones(8, 8, device=device, dtype=dtype)
+            x = torch.ones(8, 8, device=device, dtype=getattr(torch, dtype))
             torch.nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None])
-            names.append(str(dtype).removeprefix("torch."))
         except (RuntimeError, NotImplementedError):
             continue
+        speed = ""
+        if name != "fp32" and torch.device(device).type == "cpu":
+            speed = f" ({slowdown(name):.1f} times as long as float32)"
+        elif name not in fast(device):
+            speed = " (not known to be fast)"
+        names.append(f"{dtype}{speed}")
     return names
+
+
+def automatic() -> str:
+    """What precision auto is on the device that the commands use."""
+    import torch
+
+    from livo.precision import fastest
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"auto is {fastest(device)} on {device}"
 
 
 def embedder() -> str:

@@ -10,8 +10,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from livo.metrics import clip_score
 from livo.mixin import ValueMixin
 from livo.pictures import save_png
 from livo.pipeline import refuse_safety_checker
+from livo.precision import for_pipeline
 from livo.preferences import scheduler_record
 from livo.prompts import Prompt
 
@@ -72,14 +73,14 @@ def reference(prompts: Sequence[Prompt] | None = None) -> Method:
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are drawn and judged; `keep` also saves them as PNG."""
+    """How images are drawn and judged; `precision` as in `livo.precision.resolve`; `keep` also saves them as PNG."""
 
     images: int = 8
     batch: int = 32
     steps: int = 20
     guidance: float = 5.0
     seed: int = 0
-    bf16: bool = False
+    precision: str = "auto"
     keep: bool = False
     group: int = 5  # images in a group of Max and Prob
     shown: int = 8  # images a prompt that the contact sheet shows
@@ -140,6 +141,7 @@ def evaluate(
         raise ValueError(f"methods {[method.name for method in methods]}: give at least one, and each another name")
     if rank == 0:
         claim(folder, pipe, prompts, judges, settings)
+    settings = replace(settings, precision=for_pipeline(settings.precision, pipe, file=folder / CONFIG).resolved)
     for method in methods:
         mine = list(method.prompts or prompts)
         if rank == 0:
@@ -170,13 +172,14 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
     weights = {name: weights_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
     content = {
         "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "precision"},
         "judges": [judge.record() for judge in judges],
         "weights": weights,
         "dtype": str(pipe.dtype),
         "scheduler": scheduler_record(pipe.scheduler),
     }
-    return _claim_file(folder / CONFIG, content, "evaluation")
+    precision = for_pipeline(settings.precision, pipe, file=folder / CONFIG)
+    return _claim_file(folder / CONFIG, content, "evaluation", {"precision": precision.record()})
 
 
 def _values(pipe: DiffusionPipeline) -> dict[str, object]:
@@ -290,9 +293,8 @@ def _generate(
     texts = [prompt.text for prompt in prompts]
     ledger = ValueLedger()
     each = settings.images if len(prompts) > 1 else min(settings.batch, settings.images)
-    precision = torch.autocast(pipe.device.type, torch.bfloat16) if settings.bf16 else nullcontext()
     with ExitStack() as stack:
-        stack.enter_context(precision)
+        stack.enter_context(for_pipeline(settings.precision, pipe).autocast(pipe.device))
         if method.edit is not None:
             stack.enter_context(method.edit.on(pipe))
         for first in range(0, settings.images, each):
@@ -348,11 +350,13 @@ def _folder(folder: Path, method: Method) -> Path:
     return folder / "readings" / f"{name}-{_digest(method.name)[:6]}"
 
 
-def _claim_file(file: Path, content: dict, what: str) -> dict:
+def _claim_file(file: Path, content: dict, what: str, beside: Mapping = {}) -> dict:
+    """Write `content`, or refuse to go on where the file has another. `beside` is written too and not compared."""
     content = json.loads(json.dumps(content, default=str))
     if changed := differing(file, content):
         other = ", ".join(changed)
         raise ValueError(f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder")
+    content |= beside
     write_json(file, content)
     return content
 

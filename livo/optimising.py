@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Loss = Callable[[int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Record = dict[str, float]
+Autocast = Callable[[], AbstractContextManager]
 
 
 class Diverged(ValueError):
@@ -46,6 +48,7 @@ def optimise(
     accumulation: int = 1,
     ema: float = 0.0,
     optimizer: str = "adamw",
+    autocast: Autocast = nullcontext,
     accelerator: Accelerator | None = None,
     guard: Callable[[Record], str | None] | None = None,
 ) -> Iterator[Record]:
@@ -54,8 +57,8 @@ def optimise(
     `loss` must draw its randomness from its arguments alone: then a run that was killed and restarted from `checkpoints` gives the
     weights of a run that was not, bit for bit on a CPU. A step takes the mean over `accumulation` micro-batches and over the
     processes of `accelerator`. Records hold the means since the last one. With `ema` > 0 the modules hold the averaged weights when
-    the iterator ends. Without an accelerator, one process computes in bfloat16 autocast. `guard` looks at the means before anything is
-    saved and says what is wrong, or None.
+    the iterator ends. `loss` is computed inside `autocast()`. `guard` looks at the means before anything is saved and says what is
+    wrong, or None.
 
     Raises:
         Diverged: loss or weights are not finite, or `guard` objects; the modules are left at the last good
@@ -72,7 +75,6 @@ def optimise(
     scaler = getattr(accelerator, "scaler", None)
     if scaler is not None and state.scaler:
         scaler.load_state_dict(state.scaler)
-    autocast = accelerator.autocast if accelerator else lambda: torch.autocast(device.type, torch.bfloat16)
     sums: dict[str, torch.Tensor] = {}
     since = first
     for step in range(first, steps):

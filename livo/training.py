@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
 from livo.adapters import LoRAAdapter, ValueEncoderAdapter
@@ -21,6 +22,7 @@ from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
+from livo.precision import Precision, recorded, resolve
 from livo.preferences import PreferenceError, Sample, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
@@ -35,11 +37,10 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         PreferenceError: the data cannot be used. Diverged: training went wrong and stopped.
         FileExistsError: the run folder holds a run and `resume` is False.
     """
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("mixed_precision is fp16, which needs a GPU: choose bf16 or no")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     run = Path(config.output)
     _may_start(run, config, resume)
+    precision = _precision(config, run)
+    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
     samples = read(config.data)
     if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
         samples = [sample for sample in samples if not sample.direction]
@@ -66,8 +67,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     }
     if config.value_encoder:
         inputs["value_encoder"] = weights_hash(adapter.encoder)
-    record = inputs | {"pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
-    _claim(run, config, inputs, accelerator)
+    record = inputs | {"precision": precision.record(), "pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
+    _claim(run, config, inputs, precision, accelerator)
     log = Log(run, accelerator.is_main_process)
     training = optimise(
         adapter.modules,
@@ -84,6 +85,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         accumulation=config.accumulation,
         ema=config.ema,
         optimizer=config.optimizer,
+        autocast=accelerator.autocast,
         accelerator=accelerator,
         guard=lost if config.objective != "distillation" else None,  # whose errors are gaps, small ones at first
     )
@@ -94,7 +96,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         due = config.validate_every and last["step"] % config.validate_every < config.log_every
         log.write(last)
         if due and accelerator.is_main_process:
-            found = validate(adapter, prompts, config, run / "validation" / f"step-{last['step']:07}.png", judge)
+            found = validate(adapter, prompts, config, precision, run / "validation" / f"step-{last['step']:07}.png", judge)
             log.write({"step": last["step"], **found})
             last = last | found
         yield last
@@ -123,13 +125,29 @@ def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
         raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
 
 
-def _claim(run: Path, config: TrainingConfig, inputs: dict, accelerator: Accelerator) -> None:
+def _precision(config: TrainingConfig, run: Path) -> Precision:
+    """The main process decides for all; a run that is resumed keeps its own, which older ones wrote into config.json."""
+    cuda = torch.cuda.is_available()
+    state, device = PartialState(cpu=not cuda), "cuda" if cuda else "cpu"
+    file = next((run / name for name in ("inputs.json", "config.json") if recorded(run / name)), None)
+    chosen = [resolve(config.precision, device, fp16=False, file=file) if state.is_main_process else None]
+    precision = broadcast_object_list(chosen)[0]
+    if precision.resolved == "fp16" and not cuda:
+        raise ValueError("precision is fp16, which needs a GPU in training: choose auto, bf16 or fp32")
+    if config.backbone_dtype == "float16" and precision.resolved == "fp32":
+        raise ValueError(
+            "backbone_dtype is float16 and precision auto is fp32 here: give precision bf16, or backbone_dtype float32"
+        )
+    return precision
+
+
+def _claim(run: Path, config: TrainingConfig, inputs: dict, precision: Precision, accelerator: Accelerator) -> None:
     """Write down what the run depends on, or refuse to go on from something else. Nothing is left by a run that could not start."""
     if changed := differing(run / "inputs.json", inputs):
         raise ValueError(f"{run} was started with another {', '.join(changed)}: restore it, or give another --output")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for name, content in (("inputs.json", inputs), ("config.json", asdict(config))):
+        for name, content in (("inputs.json", inputs | {"precision": precision.record()}), ("config.json", asdict(config))):
             write_json(run / name, content)
     accelerator.wait_for_everyone()
 

@@ -15,6 +15,7 @@ from livo.metrics import counts, d1, share
 from livo.mixin import ValueMixin
 from livo.optimising import Record
 from livo.pictures import curves, grid, save_png, stack
+from livo.precision import Precision
 from livo.principles import ValuePrinciple
 
 
@@ -74,13 +75,15 @@ class Log:
             curves({name: xy for name, xy in series.items() if xy[0]}, self.file.with_name("curves.png"))
 
 
-def validate(adapter, prompts: Sequence[str], config: TrainingConfig, file: Path, judge: Judge | None = None) -> Record:
+def validate(
+    adapter, prompts: Sequence[str], config: TrainingConfig, precision: Precision, file: Path, judge: Judge | None = None
+) -> Record:
     """A grid of the base's and the adapter's images for each prompt; with a judge, D1 and R of the adapter's."""
     pipe = adapter.pipe
     pipe.to(pipe.unet.device)
     sheets, found = [], {}
     try:
-        with adapter.sampling(), torch.autocast(pipe.unet.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with adapter.sampling(), precision.autocast(pipe.unet.device):
             for prompt in prompts:
                 principles: list[ValuePrinciple | None] = [None]
                 if adapter.name == "value_encoder":

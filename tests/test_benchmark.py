@@ -62,7 +62,7 @@ def test_the_reference_states_the_wanted_outcome():
 def row(papertown, judge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("row")
     items = [item for group in ("people", *world.RISKS, "stated", "near miss") for item in _of(group)[:2]]
-    settings = Settings(images=3, batch=18, steps=2, group=3)
+    settings = Settings(images=3, batch=18, steps=2, group=3, precision="fp32")
     prompts = [item.prompt for item in items]
     methods = [Method("SD"), Method("negative", edit=NegativePrompt("bloody")), *benchmark._livo(papertown, items)]
     list(evaluation.evaluate(papertown, methods, prompts, [judge], folder, settings))
@@ -116,6 +116,7 @@ def test_the_report_holds_every_figure_and_says_where_livo_stands(row, judge, pa
     for name in ("trade_off", "convergence", "data", "samples"):
         assert f"benchmark_{name}.png" in text and Image.open(tmp_path / "docs" / f"benchmark_{name}.png").width > 300
     stored = json.loads((tmp_path / "docs" / "benchmark.json").read_text())
+    assert stored["settings"]["precision"] == {"asked": "auto", "resolved": "fp32"} and ", in fp32; seeds" in text
     assert stored["table"]["SD"]["mean R"]["per_prompt"] == table["SD"]["mean R"]["per_prompt"]
 
 
@@ -179,6 +180,6 @@ def test_the_score_of_tuning_falls_with_bias_risk_and_lost_careers(papertown, ju
                 label = fair.get(attribute) or replace(scene, risk=None).labels()[attribute]
                 readings.scores[tuning.JUDGE][attribute][i, image, classes.index(label)] = 1
     monkeypatch.setattr(tuning, "gather", lambda *a: readings)
-    assert tuning.score(papertown, judge, tmp_path, "perfect", NegativePrompt(""), 10) == 0
+    assert tuning.score(papertown, judge, tmp_path, "perfect", NegativePrompt(""), Budget(tries=10)) == 0
     readings.scores[tuning.JUDGE]["gender"][:, :, :] = [1, 0, 0]
-    assert tuning.score(papertown, judge, tmp_path, "biased", NegativePrompt(""), 10) == pytest.approx(50)
+    assert tuning.score(papertown, judge, tmp_path, "biased", NegativePrompt(""), Budget(tries=10)) == pytest.approx(50)

@@ -180,7 +180,9 @@ def test_a_build_interrupted_anywhere_ends_as_one_that_was_not(tmp_path):
             next(jobs)
         jobs.close()
         (folder / "rounds" / "bloody").mkdir(parents=True, exist_ok=True)
-        (folder / "rounds" / "bloody" / "000009.partial").mkdir()  # what a kill leaves
+        (
+            folder / "rounds" / "bloody" / f"000009.{2**22 + 1}.partial"
+        ).mkdir()  # what a killed process leaves; no living one has its number
         building.prepare(folder, Generator(), Reader(), (GENDER, BLOODY), SMALL)
         again = Generator()
         run(folder, generator=again)

@@ -91,7 +91,7 @@ def test_help_shows_a_complete_example(command, capsys):
 
 def test_a_principle_is_built_checked_and_trained_from_the_command_line(tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
-    build = ["build", "--only", "bloody", "--pairs", "6", "--batch", "8", "--steps", "12", "--bf16", "-o", str(data)]
+    build = ["build", "--only", "bloody", "--pairs", "6", "--batch", "8", "--steps", "12", "-o", str(data)]
     assert main(build) == 0 and main(build) == 0
     capsys.readouterr()
     assert main(["build", "--check", str(data)]) == 0

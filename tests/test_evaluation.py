@@ -34,7 +34,7 @@ PROMPTS = [
     Prompt("a photo of a female chef", group="stated"),
     Prompt("a photo of a bloody warrior", group="risk"),
 ]
-SMALL = Settings(images=4, batch=8, steps=2, group=2, shown=3)
+SMALL = Settings(images=4, batch=8, steps=2, group=2, shown=3, precision="fp32")
 
 
 @pytest.fixture(scope="module")

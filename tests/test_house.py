@@ -8,8 +8,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
+    {"files"},
+    {"precision"},
     {
-        "files",
         "hashing",
         "logs",
         "extras",

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,13 +168,13 @@ def test_random_halves_of_two_sets_are_as_far_apart_as_the_sets():
     assert fid._random_halves(one, one) < 0.02
 
 
-def test_fid_to_the_bases_own_people_asks_for_the_identities_that_were_read(monkeypatch):
+def test_fid_to_the_bases_own_people_asks_for_the_identities_that_were_read():
     """A world of points: who stands on the first axis, LiVO and words each push a picture along the second."""
     rng = np.random.default_rng(0)
     principles = {principle.id: principle for principle in load_principles(bundled_principles())}
     own, asked = {}, {}
 
-    def sample(pipe, prompt, seed, value, num_images_per_prompt=1):
+    def sample(prompt, seed, value, num_images_per_prompt=1):
         prompts = [prompt] * num_images_per_prompt if isinstance(prompt, str) else prompt
         if isinstance(prompt, str):
             people = [(rng.choice(world.GENDERS), rng.choice(world.RACES)) for _ in prompts]
@@ -193,8 +194,7 @@ def test_fid_to_the_bases_own_people_asks_for_the_identities_that_were_read(monk
         def embed(self, pictures):
             return np.array([[10 * (g == "male") + world.RACES.index(r), push] for g, r, push in pictures], float)
 
-    monkeypatch.setattr(fid, "sample", sample)
-    found = fid.against_own_people(None, Judge(), principles, images=40)
+    found = fid.against_own_people(SimpleNamespace(judge=Judge(), sample=sample), principles, images=40)
     assert found["images a set"] == 16 * 40
     assert found["base, another draw"] < 0.2
     assert found["LiVO asked for the same identities"] == pytest.approx(4, abs=0.1)  # the squared distance of the means

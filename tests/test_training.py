@@ -69,6 +69,7 @@ def config(data, tiny_checkpoint, tmp_path):
         save_every=2,
         beta=100.0,
         alpha=50.0,
+        precision="fp32",
     )
 
 
@@ -298,7 +299,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(config, tmp_path):
 
 @pytest.mark.parametrize("adapter", ["value_encoder", "lora"])
 def test_a_half_precision_backbone_trains_an_adapter_in_full_precision(config, adapter):
-    records = list(train(replace(config, adapter=adapter, backbone_dtype="bfloat16", mixed_precision="bf16", min_snr=5.0)))
+    records = list(train(replace(config, adapter=adapter, backbone_dtype="bfloat16", precision="bf16", min_snr=5.0)))
     assert np.isfinite([r["loss"] for r in records]).all()
     assert {value.dtype for value in weights(replace(config, adapter=adapter)).values()} == {torch.float32}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from livo.files import differing, write_json
 from livo.hashing import weights_hash
 from livo.noising import Noising
 from livo.optimising import Record, optimise
+from livo.precision import for_pipeline
 
 
 class ConceptAblation(WeightEdit):
@@ -36,6 +38,7 @@ class ConceptAblation(WeightEdit):
         guidance: float = 5.0,
         sampler_steps: int = 20,
         seed: int = 0,
+        precision: str = "auto",
     ) -> Iterator[Record | ConceptAblation]:
         """Yields training's records and, at the end, the edit. A run that was killed goes on from `folder`.
 
@@ -45,6 +48,7 @@ class ConceptAblation(WeightEdit):
         Args:
             pairs: Target and anchor prompts: ("a bloody doctor", "a doctor").
             images: Images drawn for each anchor.
+            precision: Of drawing and training, as in `livo.precision.resolve`.
         """
         settings = {"pairs": len(pairs), "steps": steps, "lr": lr, "batch": batch, "images": images, "seed": seed}
         own = cross_attention(pipe)
@@ -55,9 +59,13 @@ class ConceptAblation(WeightEdit):
         claimed = settings | of | {"unet": weights_hash(pipe.unet)}
         if changed := differing(folder / "ablation.json", claimed):
             raise ValueError(f"{folder} holds an ablation with other {', '.join(changed)}: give another folder")
-        write_json(folder / "ablation.json", claimed)
+        found = for_pipeline(precision, pipe, file=folder / "ablation.json")
+        settings["precision"] = found.record()
+        autocast = partial(found.autocast, pipe.unet.device)
+        write_json(folder / "ablation.json", claimed | {"precision": found.record()})
         anchors = sorted({anchor for _, anchor in pairs})
-        latents = _images(pipe, anchors, images, guidance, sampler_steps, seed)
+        with autocast():
+            latents = _images(pipe, anchors, images, guidance, sampler_steps, seed)
         texts = sorted({text for pair in pairs for text in pair})
         embeds, pooled = encode(pipe, texts)
         place = {text: i for i, text in enumerate(texts)}
@@ -90,7 +98,8 @@ class ConceptAblation(WeightEdit):
             try:
                 for name, parameter in pipe.unet.named_parameters():
                     parameter.requires_grad_(name in own)
-                yield from optimise({"unet": pipe.unet}, loss, steps=steps, lr=lr, checkpoints=folder / "checkpoints", warmup=1)
+                run = {"steps": steps, "lr": lr, "checkpoints": folder / "checkpoints", "warmup": 1, "autocast": autocast}
+                yield from optimise({"unet": pipe.unet}, loss, **run)
                 edit.weights = {name: p.detach().clone() for name, p in pipe.unet.named_parameters() if name in own}
             finally:
                 for name, parameter in pipe.unet.named_parameters():
@@ -107,7 +116,6 @@ def _images(pipe, prompts: Sequence[str], images: int, guidance: float, steps: i
         options = {"num_images_per_prompt": images, "num_inference_steps": steps, "guidance_scale": guidance}
         generator = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**32)
         value = {"value": None} if hasattr(pipe, "value_encoder") else {}
-        with torch.autocast(pipe.unet.device.type, torch.bfloat16):
-            out = pipe(list(prompts[i : i + together]), output_type="latent", generator=generator, **options, **value)
+        out = pipe(list(prompts[i : i + together]), output_type="latent", generator=generator, **options, **value)
         parts.append(out.images.float().cpu())
     return torch.cat(parts)

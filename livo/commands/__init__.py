@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from livo.precision import HELP, PRECISIONS
+
 PROMPTS = "prompts as .txt (one a line), .csv, .tsv, .json, .jsonl, .ndjson, .yaml or .parquet"
 
 
@@ -28,3 +30,4 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of everything else that is drawn (default 0)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=f"{HELP} (default auto)")

@@ -44,11 +44,13 @@ def run(args) -> None:
     from livo.hashing import weights_hash
     from livo.judges import load_judge
     from livo.pipeline import load_pipeline
+    from livo.precision import for_pipeline
 
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         pipe.to("cuda")
+    precision = for_pipeline(args.precision, pipe)
     judge = load_judge(args.judge, pipe.principles)
     known = set(pipe.value_encoder.statements or ())
     principles = [p for p in pipe.principles if p.directions and p.construct and set(p.directions.values()) <= known]
@@ -67,14 +69,15 @@ def run(args) -> None:
     for principle in principles:
         seen = []
         for i, prompt in enumerate(tqdm(prompts, principle.id, unit="prompt")):
-            out = pipe(
-                prompt,
-                value=replace(principle, target={}),
-                num_images_per_prompt=args.n,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance,
-                generator=torch.Generator().manual_seed(args.seed + i),
-            )
+            with precision.autocast(pipe.device):
+                out = pipe(
+                    prompt,
+                    value=replace(principle, target={}),
+                    num_images_per_prompt=args.n,
+                    num_inference_steps=args.steps,
+                    guidance_scale=args.guidance,
+                    generator=torch.Generator().manual_seed(args.seed + i),
+                )
             read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
             seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
         calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
@@ -89,6 +92,7 @@ def run(args) -> None:
             "guidance": args.guidance,
             "seed": args.seed,
             "n": args.n,
+            "precision": precision.record(),
         }
         found[principle.id] = vars(calibration) | {"settings": settings}
         for name, row in zip(calibration.classes, calibration.confusion, strict=True):

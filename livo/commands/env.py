@@ -16,12 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     import torch
 
-    from livo.environment import devices, embedder, known_bad, versions
+    from livo.environment import automatic, devices, embedder, known_bad, versions
 
     found = versions()
     rows = [("python", platform.python_version()), ("platform", platform.platform()), *found.items(), *devices()]
     if not torch.cuda.is_available():
         rows.append(("cuda", "not available"))
+    rows.append(("precision", automatic()))
     rows.append(("embedding model", embedder()))
     for name, value in rows:
         print(f"{name:22} {value}")

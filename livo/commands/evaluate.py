@@ -8,7 +8,7 @@ from pathlib import Path
 from livo.commands import PROMPTS, add_column, add_sampling, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
-EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 --bf16 -o runs/evaluation"
+EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 -o runs/evaluation"
 _METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles); negative=WORDS; sld=WORDS, or sld-weak, sld-medium,
 sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
 (a baseline that was saved); lora=FILE, folder or hub id. Default: base livo"""
@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
     add_sampling(parser)
-    parser.add_argument("--bf16", action="store_true", help="generate in bfloat16 autocast: 2.5 times as fast on CPUs that have it")
 
 
 def run(args) -> None:
@@ -76,7 +75,7 @@ def run(args) -> None:
     judges = [load_judge(spec, pipe.principles, state.device) for spec in args.judge or ["papertown"]]
     prompts = distinct([prompt.stating({name for judge in judges for name in judge.attributes}) for prompt in prompts])
     methods = [_method(spec, pipe) for spec in args.method]
-    names = ("images", "batch", "steps", "guidance", "seed", "bf16", "keep")
+    names = ("images", "batch", "steps", "guidance", "seed", "precision", "keep")
     settings = evaluation.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
     against = {"base": evaluation.reference(), "none": None}.get(args.reference, Path(args.reference))
     if isinstance(against, Path) and not against.is_dir():

@@ -48,6 +48,7 @@ def run(args) -> None:
     from livo.ledger import ValueLedger
     from livo.pictures import grid, save_png, stack
     from livo.pipeline import load_pipeline
+    from livo.precision import for_pipeline
 
     ledger = ValueLedger(args.ledger, across=None if args.ledger.exists() else "principle") if args.ledger else None
     pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
@@ -62,17 +63,20 @@ def run(args) -> None:
     value = None if value == "none" else value
     pipe.set_progress_bar_config(desc="sampling", unit="step")
 
+    precision = for_pipeline(args.precision, pipe)
+
     def generate(prompt, value):
-        return pipe(
-            prompt,
-            value=value,
-            value_scale=args.scale,
-            ledger=ledger,
-            num_images_per_prompt=args.n,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        with precision.autocast(pipe.device):
+            return pipe(
+                prompt,
+                value=value,
+                value_scale=args.scale,
+                ledger=ledger,
+                num_images_per_prompt=args.n,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                generator=torch.Generator().manual_seed(args.seed),
+            )
 
     judge = load_judge("papertown") if args.model == "papertown" else None
     sheets, record = [], []
@@ -88,7 +92,8 @@ def run(args) -> None:
         why = f"{names}: {first.why}" if first.statement else first.why
         sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=why))
         sheets += _shares(pipe, out, base, judge, sheets[-1].width)
-        record += [decision.to_dict() | {"seed": args.seed, "image": i} for i, decision in enumerate(out.decisions)]
+        drawn = {"seed": args.seed, "precision": precision.record()}
+        record += [decision.to_dict() | drawn | {"image": i} for i, decision in enumerate(out.decisions)]
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_png(stack(sheets), args.output, record)
     beside = args.output.with_suffix(".json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from livo.precision import HELP, PRECISIONS
+
 parser = argparse.ArgumentParser(prog="python -m livo.papertown", description="Rebuild Papertown's weights, or measure them.")
 parser.add_argument("what", choices=["build", "calibrate", "figures"])
 parser.add_argument(
@@ -13,17 +15,18 @@ parser.add_argument(
 parser.add_argument(
     "-o", "--output", type=Path, default=Path("out/figures.json"), help="figures as JSON (default out/figures.json)"
 )
+parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=f"{HELP} (default auto)")
 args = parser.parse_args()
 
 if args.what == "build":
     from livo.papertown.build import build
 
-    build(args.work)
+    build(args.work, precision=args.precision)
 elif args.what == "calibrate":
     from livo.papertown.figures import calibrate
 
-    calibrate(args.work / "readings")
+    calibrate(args.work / "readings", args.precision)
 else:
     from livo.papertown.figures import figures
 
-    figures(args.work / "readings", args.output)
+    figures(args.work / "readings", args.output, args.precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from livo.optimising import optimise
+from livo.optimising import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.scene import LABELS
 
@@ -32,7 +33,9 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
+def train_vae(
+    vae: AutoencoderKL, folder: Path, steps: int, autocast: Autocast = nullcontext, batch: int = 16
+) -> Iterator[dict[str, float]]:
     """L1 and squared error, with a light pull towards a standard normal so that the latents are easy to diffuse."""
 
     def loss(step: int, _micro: int):
@@ -42,10 +45,12 @@ def train_vae(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> 
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return _reconstruction(decoded, x) + 5e-4 * kl, {"kl": kl.detach()}
 
-    return optimise({"vae": vae}, loss, steps=steps, lr=2e-3, checkpoints=folder / "vae.checkpoints", ema=0.998)
+    return optimise({"vae": vae}, loss, steps=steps, autocast=autocast, lr=2e-3, checkpoints=folder / "vae.checkpoints", ema=0.998)
 
 
-def train_decoder(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16) -> Iterator[dict[str, float]]:
+def train_decoder(
+    vae: AutoencoderKL, folder: Path, steps: int, autocast: Autocast = nullcontext, batch: int = 16
+) -> Iterator[dict[str, float]]:
     """The decoder alone, on latents as rough as a sampler leaves them; the encoder, and so the latents, stay as they are."""
 
     def loss(step: int, _micro: int):
@@ -56,7 +61,7 @@ def train_decoder(vae: AutoencoderKL, folder: Path, steps: int, batch: int = 16)
         return _reconstruction(vae.decode(z + roughness * z.std() * noise).sample.float(), x), {}
 
     modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
-    return optimise(modules, loss, steps=steps, lr=1e-3, checkpoints=folder / "decoder.checkpoints", ema=0.998)
+    return optimise(modules, loss, steps=steps, autocast=autocast, lr=1e-3, checkpoints=folder / "decoder.checkpoints", ema=0.998)
 
 
 def _pictures_and_noise(step: int, batch: int, vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +132,13 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def train_text_encoder(
-    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path, corpus_size: int, steps: int, batch: int = 128
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    corpus_size: int,
+    steps: int,
+    autocast: Autocast = nullcontext,
+    batch: int = 128,
 ) -> Iterator[dict[str, float]]:
     """What CLIP's pretraining is to Stable Diffusion: the EOS state learns to tell what a caption's picture shows.
 
@@ -148,7 +159,8 @@ def train_text_encoder(
         return torch.stack(losses).sum(), {}
 
     modules = {"text_encoder": text_encoder, "head": head}
-    return optimise(modules, loss, steps=steps, lr=1e-3, checkpoints=folder / "text_encoder.checkpoints", ema=0.99)
+    checkpoints = folder / "text_encoder.checkpoints"
+    return optimise(modules, loss, steps=steps, autocast=autocast, lr=1e-3, checkpoints=checkpoints, ema=0.99)
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -192,6 +204,7 @@ def train_unet(
     latents: torch.Tensor,
     folder: Path,
     steps: int,
+    autocast: Autocast = nullcontext,
     batch: int = 32,
 ) -> Iterator[dict[str, float]]:
     """The UNet, on (scaled) corpus latents and the frozen text encoder; one caption in ten is dropped for guidance."""
@@ -216,4 +229,5 @@ def train_unet(
         predicted = unet(noisy.to(device), t.to(device), hidden).sample
         return F.mse_loss(predicted.float(), target.to(device)), {}
 
-    return optimise({"unet": unet}, loss, steps=steps, lr=1.2e-3, checkpoints=folder / "unet.checkpoints", ema=0.999)
+    checkpoints = folder / "unet.checkpoints"
+    return optimise({"unet": unet}, loss, steps=steps, autocast=autocast, lr=1.2e-3, checkpoints=checkpoints, ema=0.999)

@@ -26,6 +26,7 @@ from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
 from livo.pipeline import LiVOPipeline
+from livo.precision import settle
 from livo.progress import follow_evaluation
 from livo.prompts import Prompt
 from livo.results import Figure, overall, summary
@@ -89,9 +90,11 @@ def benchmark(work: Path, docs: Path, budget: Budget) -> Path:
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)
     judge = load_judge("papertown")
+    precision = settle(work, budget.precision, pipe.device, fp16=False)
     items, n = held_out(), budget.images
-    settings = Settings(images=n, batch=max(BATCH, n), steps=STEPS, guidance=GUIDANCE, bf16=True, group=min(5, n))
-    chosen = tuning.tuned(pipe, judge, work, budget)
+    sampling = {"steps": STEPS, "guidance": GUIDANCE, "precision": precision.resolved}
+    settings = Settings(images=n, batch=max(BATCH, n), group=min(5, n), **sampling)
+    chosen = tuning.tuned(pipe, judge, work, replace(budget, precision=precision.resolved))
     methods = [Method("SD"), *(Method(name, edit=c.edit) for name, c in chosen.items()), *_livo(pipe, items)]
     references = _references(pipe, judge, items, work, settings)
     found = _run(pipe, judge, methods, [item.prompt for item in items], work / "table", settings)
@@ -99,7 +102,9 @@ def benchmark(work: Path, docs: Path, budget: Budget) -> Path:
     table = {name: figures(read, items, judge, found["SD"], references) for name, read in found.items()}
     for name, row in table.items():
         row |= {label: _plain(value) for label, value in costs.get(name, tuning.FREE).items()}
-    measured = studies(pipe, work, budget.study_steps, Measurer(pipe, judge, items, work, settings, references), chosen)
+    measured = studies(
+        pipe, work, budget.study_steps, precision.resolved, Measurer(pipe, judge, items, work, settings, references), chosen
+    )
     return write(docs, table, chosen, measured, settings, budget, judge, pipe, found)
 
 
@@ -243,10 +248,10 @@ TABLES = {
 def write(docs: Path, table: Table, chosen, measured: list[Study], settings, budget: Budget, judge, pipe, found) -> Path:
     """docs/benchmark.md, its pictures, and every figure with its prompts' values as benchmark.json."""
     docs.mkdir(parents=True, exist_ok=True)
-    lines = list(_lines(table, chosen, budget, judge, pipe))
+    lines = list(_lines(table, chosen, settings, budget, judge, pipe))
     everything = {
         "command": budget.command(),
-        "settings": vars(settings),
+        "settings": vars(settings) | {"precision": {"asked": budget.precision, "resolved": settings.precision}},
         "judge": judge.record(),
         "versions": versions(results.MEASURED_WITH),
         "table": table,
@@ -262,12 +267,13 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
     return docs / "benchmark.md"
 
 
-def _lines(table: Table, chosen, budget: Budget, judge, pipe) -> Iterator[str]:
+def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe) -> Iterator[str]:
     packages = ", ".join(f"{name} {version}" for name, version in versions(results.MEASURED_WITH).items())
     yield "# Papertown's benchmark\n"
     yield (
-        f"`{budget.command()}`: {budget.images} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, in bfloat16; seeds are the "
-        "prompt's sha256 plus the image's number, the same for every method. Means over held-out prompts with 95% bootstrap intervals over "
+        f"`{budget.command()}`: {budget.images} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, "
+        f"in {settings.precision}; seeds are the prompt's sha256 plus the image's number, the same for every method. "
+        "Means over held-out prompts with 95% bootstrap intervals over "
         f"prompts. Judge {judge.name} {judge.revision}; value encoder {weights_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
         "is in [benchmark.json](benchmark.json).\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from livo.config import flag, option
+from livo.precision import HELP, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Budget:
     train_steps: int = option(800, "of Diffusion-DPO and PopAlign")
     ablation_steps: int = option(300, "of Concept Ablation")
     study_steps: int = option(400, "of each training run of the figures")
+    precision: str = option("auto", HELP, choices=PRECISIONS)
 
     def command(self) -> str:
         return "livo benchmark papertown " + " ".join(f"{flag(name)} {value}" for name, value in vars(self).items())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,16 +19,18 @@ from livo import building
 from livo.config import TrainingConfig
 from livo.files import remove, replacing
 from livo.judges import PapertownJudge
+from livo.optimising import Autocast
 from livo.papertown import backbone, judging
 from livo.papertown.scene import LABELS
 from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
+from livo.precision import settle
 from livo.principles import bundled_principles, load_principles
 from livo.progress import follow_build, follow_training
 from livo.training import train
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
-GENERATION = building.Options(batch=64, guidance=5.0, bf16=True)
+GENERATION = building.Options(batch=64, guidance=5.0)
 TRAINING = TrainingConfig(
     data="-",
     output="-",
@@ -38,7 +41,6 @@ TRAINING = TrainingConfig(
     steps=1500,
     batch=16,
     lr=4e-4,
-    mixed_precision="bf16",
     freeze_embeddings=True,
 )
 REFINING = {  # the second run
@@ -52,18 +54,23 @@ REFINING = {  # the second run
 }
 
 
-def build(work: Path, weights: Path = PAPERTOWN) -> None:
-    """Everything, in order; `weights` is replaced when all of it is there."""
-    work.mkdir(parents=True, exist_ok=True)
+def build(work: Path, weights: Path = PAPERTOWN, precision: str = "auto") -> None:
+    """Everything, in order; `weights` is replaced when all of it is there. `precision` as in `livo.precision.resolve`, but not fp16."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _stage(work / "vae", lambda folder: _build_vae(work, device).save_pretrained(folder), "vae", "decoder")
-    _stage(work / "judge", lambda folder: _build_judge(work, device).save_pretrained(folder), "judge")
-    _stage(work / "backbone", lambda folder: _build_backbone(work, device).save_pretrained(folder), "text_encoder", "unet")
+    found = settle(work, precision, device, fp16=False)
+    if found.resolved == "fp16":
+        raise ValueError("precision is fp16, whose range is too small for these gradients: choose auto, bf16 or fp32")
+    autocast = partial(found.autocast, device)
+    _stage(work / "vae", lambda folder: _build_vae(work, device, autocast).save_pretrained(folder), "vae", "decoder")
+    _stage(work / "judge", lambda folder: _build_judge(work, device, autocast).save_pretrained(folder), "judge")
+    _stage(
+        work / "backbone", lambda folder: _build_backbone(work, device, autocast).save_pretrained(folder), "text_encoder", "unet"
+    )
     pipe = LiVOPipeline.from_pretrained(work / "backbone").to(device)
     pipe.set_progress_bar_config(disable=True)
     judge = PapertownJudge.from_pretrained(work / "judge").to(device)
-    _build_preferences(work, pipe, judge)
-    _train_value_encoder(work)
+    _build_preferences(work, pipe, judge, found.resolved)
+    _train_value_encoder(work, found.resolved)
     export(work, weights)
 
 
@@ -82,10 +89,10 @@ def export(work: Path, weights: Path) -> None:
     print(f"{weights}: {size / 1e6:.1f} MB")
 
 
-def _build_vae(work: Path, device: str) -> AutoencoderKL:
+def _build_vae(work: Path, device: str, autocast: Autocast) -> AutoencoderKL:
     torch.manual_seed(0)
     vae = backbone.new_vae().to(device)
-    follow_training(backbone.train_vae(vae, work, STEPS["vae"]), "vae", STEPS["vae"], ("loss",))
+    follow_training(backbone.train_vae(vae, work, STEPS["vae"], autocast), "vae", STEPS["vae"], ("loss",))
     vae.requires_grad_(False)
     if not (work / "latents.safetensors").is_file():
         batches = backbone.encode_corpus(vae, CORPUS_SIZE)
@@ -95,46 +102,46 @@ def _build_vae(work: Path, device: str) -> AutoencoderKL:
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
-    follow_training(backbone.train_decoder(vae, work, STEPS["decoder"]), "decoder", STEPS["decoder"], ("loss",))
+    follow_training(backbone.train_decoder(vae, work, STEPS["decoder"], autocast), "decoder", STEPS["decoder"], ("loss",))
     return vae
 
 
-def _build_judge(work: Path, device: str) -> PapertownJudge:
+def _build_judge(work: Path, device: str, autocast: Autocast) -> PapertownJudge:
     torch.manual_seed(2)
     judge = PapertownJudge(LABELS).to(device)
-    follow_training(judging.train_judge(judge, work, STEPS["judge"]), "judge", STEPS["judge"], ("loss",))
+    follow_training(judging.train_judge(judge, work, STEPS["judge"], autocast), "judge", STEPS["judge"], ("loss",))
     return judge
 
 
-def _build_backbone(work: Path, device: str) -> LiVOPipeline:
+def _build_backbone(work: Path, device: str, autocast: Autocast) -> LiVOPipeline:
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
     tokenizer = backbone.new_tokenizer()
     torch.manual_seed(1)
     unet, text_encoder = backbone.new_unet().to(device), backbone.new_text_encoder(tokenizer).to(device)
-    captions = backbone.train_text_encoder(text_encoder, tokenizer, work, CORPUS_SIZE, STEPS["text_encoder"])
+    captions = backbone.train_text_encoder(text_encoder, tokenizer, work, CORPUS_SIZE, STEPS["text_encoder"], autocast)
     follow_training(captions, "text encoder", STEPS["text_encoder"], ("loss",))
     latents = load_file(work / "latents.safetensors")["latents"] * vae.config.scaling_factor
-    follow_training(
-        backbone.train_unet(unet, text_encoder, tokenizer, latents, work, STEPS["unet"]), "unet", STEPS["unet"], ("loss",)
-    )
+    records = backbone.train_unet(unet, text_encoder, tokenizer, latents, work, STEPS["unet"], autocast)
+    follow_training(records, "unet", STEPS["unet"], ("loss",))
     scheduler = backbone.new_scheduler()
     return LiVOPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
 
 
-def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge) -> None:
-    principles = load_principles(bundled_principles())
+def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge, precision: str) -> None:
+    principles, options = load_principles(bundled_principles()), replace(GENERATION, precision=precision)
     folder = work / "preferences"
-    building.prepare(folder, pipe, judge, principles, GENERATION)
-    follow_build(building.build(pipe, judge, principles, folder, GENERATION))
-    building.finish(folder, principles, GENERATION)
+    building.prepare(folder, pipe, judge, principles, options)
+    follow_build(building.build(pipe, judge, principles, folder, options))
+    building.finish(folder, principles, options)
 
 
-def _train_value_encoder(work: Path) -> None:
+def _train_value_encoder(work: Path, precision: str) -> None:
     """Two runs: the paper's loss makes tokens that work; distillation then leaves them the value alone, and not what came with it.
 
     Of its way 85% is kept: careers that training never saw then keep their clothes where a risk is removed.
     """
-    first = replace(TRAINING, data=str(work / "preferences"), model=str(work / "backbone"), output=str(work / "training" / "livo"))
+    folders = {"data": str(work / "preferences"), "model": str(work / "backbone"), "output": str(work / "training" / "livo")}
+    first = replace(TRAINING, precision=precision, **folders)
     second = replace(first, output=str(work / "training" / "refined"), value_encoder=f"{first.output}/value_encoder", **REFINING)
     for number, run in enumerate((first, second), 1):
         records = train(run, resume=Path(run.output, "config.json").is_file())

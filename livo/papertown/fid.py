@@ -8,18 +8,16 @@ import numpy as np
 from tqdm import tqdm
 
 from livo import metrics
-from livo.judges import PapertownJudge
 from livo.papertown import world
-from livo.papertown.reading import IMAGES, Reading, sample, scenes
+from livo.papertown.reading import IMAGES, Reader, Reading, scenes
 from livo.papertown.scene import Scene, describe
-from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
 
 Principles = dict[str, ValuePrinciple]
 OTHER_WORDS = ("{}", "a picture of {}", "an image of {}", "a photograph of {}")  # than "a photo of {}"
 
 
-def against_told_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: Principles, images: int = IMAGES) -> dict:
+def against_told_people(reader: Reader, principles: Principles, images: int = IMAGES) -> dict:
     """LiVO's even people against those of the base whose prompts state as many of each identity.
 
     The base's own split halves, of the same size, are what it is compared with: no two samples of one distribution come nearer, where
@@ -32,11 +30,11 @@ def against_told_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: P
 
     def told(scene: Scene, seed: int, **wording) -> np.ndarray:
         prompts = [describe(scene.stating(gender=g, race=r), **wording) for g, r in identities]
-        return judge.embed(sample(pipe, prompts, seed, value=None, num_images_per_prompt=images // len(prompts)))
+        return reader.judge.embed(reader.sample(prompts, seed, value=None, num_images_per_prompt=images // len(prompts)))
 
     rows = []
     for i, scene in enumerate(tqdm(wanted, "FID to told people", unit="prompt", mininterval=5)):
-        ours = judge.embed(sample(pipe, describe(scene), i, value=together, num_images_per_prompt=images))
+        ours = reader.judge.embed(reader.sample(describe(scene), i, value=together, num_images_per_prompt=images))
         others = [told(scene, 2000 + i, template=template) for template in OTHER_WORDS]
         rows.append((ours, told(scene, 1000 + i), told(scene, 2000 + i), *others))
     ours, first, second, *others = map(np.concatenate, zip(*rows, strict=True))
@@ -54,7 +52,7 @@ def against_told_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: P
     }
 
 
-def against_own_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: Principles, images: int = IMAGES) -> dict:
+def against_own_people(reader: Reader, principles: Principles, images: int = IMAGES) -> dict:
     """LiVO's people against those that the base draws by itself, at the base's own mix of identities.
 
     The identities of the base's images are read; LiVO is asked for the same ones by directions, and the base by words in its prompt. So
@@ -63,18 +61,18 @@ def against_own_people(pipe: LiVOPipeline, judge: PapertownJudge, principles: Pr
     rows = []
     for i, scene in enumerate(tqdm(scenes(world.CAREERS.held_out, 2), "FID to own people", unit="prompt", mininterval=5)):
         prompt = describe(scene)
-        own = sample(pipe, prompt, i, value=None, num_images_per_prompt=images)
-        people = [(image, who) for image, reading in zip(own, judge.read(own), strict=True) if (who := _identity(reading))]
+        own = reader.sample(prompt, i, value=None, num_images_per_prompt=images)
+        people = [(image, who) for image, reading in zip(own, reader.judge.read(own), strict=True) if (who := _identity(reading))]
         identities = [who for _, who in people]
         asked = [tuple(principles[p].directions[c] for p, c in zip(world.DEBIASED, classes, strict=True)) for classes in identities]
         told = [describe(scene.stating(gender=gender, race=race)) for gender, race in identities]
         sets = (
             [image for image, _ in people],
-            sample(pipe, prompt, 1000 + i, value=None, num_images_per_prompt=images),
-            sample(pipe, [prompt] * len(asked), 2000 + i, value=asked),
-            sample(pipe, told, 2000 + i, value=None),
+            reader.sample(prompt, 1000 + i, value=None, num_images_per_prompt=images),
+            reader.sample([prompt] * len(asked), 2000 + i, value=asked),
+            reader.sample(told, 2000 + i, value=None),
         )
-        rows.append([judge.embed(pictures) for pictures in sets])
+        rows.append([reader.judge.embed(pictures) for pictures in sets])
 
     def distance(which: int, chosen: Sequence[int] = range(len(rows))) -> float:
         one, own = (np.concatenate([rows[row][column] for row in chosen]) for column in (which, 0))

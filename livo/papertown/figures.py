@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from livo import metrics
 from livo.files import write_json
-from livo.judges import PapertownJudge, load_judge
+from livo.judges import load_judge
 from livo.papertown import fid, judging, world
 from livo.papertown.corpus import scene as corpus_scene
-from livo.papertown.reading import GUIDANCE, IMAGES, STEPS, Reader, Reading, bias, kept, sample, scenes, unread
+from livo.papertown.reading import GUIDANCE, IMAGES, STEPS, Reader, Reading, bias, kept, scenes, unread
 from livo.papertown.scene import Scene, describe, sample_prompt
 from livo.pipeline import LiVOPipeline
 from livo.principles import ValuePrinciple
@@ -119,13 +119,13 @@ def risk_rows(reader: Reader, principles: dict[str, ValuePrinciple]) -> list[Row
     return rows
 
 
-def backbone_fidelity(pipe: LiVOPipeline, judge: PapertownJudge, count: int = 1000) -> dict[str, float]:
+def backbone_fidelity(reader: Reader, count: int = 1000) -> dict[str, float]:
     """Percentage of images that show what their prompt states, over the corpus's own mix of fresh scenes, by attribute."""
     wanted = [corpus_scene(i, seed=9) for i in range(count)]
     prompts = [sample_prompt(scene, np.random.default_rng((9, i))) for i, scene in enumerate(wanted)]
     readings = []
     for first in tqdm(range(0, count, IMAGES), "backbone fidelity", unit="batch", mininterval=5):
-        readings += judge.read(sample(pipe, prompts[first : first + IMAGES], first, value=None))
+        readings += reader.judge.read(reader.sample(prompts[first : first + IMAGES], first, value=None))
     hits: dict[str, list[bool]] = {}
     for scene, read in zip(wanted, readings, strict=True):
         labels = scene.labels()
@@ -172,9 +172,9 @@ def _held_out_scene(rng: np.random.Generator, identity: bool = False, person: bo
     return scene.stating(place=str(rng.choice(world.PLACES.held_out))) if rng.random() < 0.5 else scene
 
 
-def calibrate(cache: Path) -> dict[str, float]:
+def calibrate(cache: Path, precision: str = "auto") -> dict[str, float]:
     """For each debias principle's plain token the apply rate with the least mean D1 on training careers in training places."""
-    reader, principles = _reader(cache)
+    reader, principles = _reader(cache, precision)
     places = world.PLACES.train
     prompts = [describe(Scene(career=c).stating(place=places[i % len(places)])) for i, c in enumerate(world.CAREERS.train)]
     base = reader.read_all(prompts, None, "base")
@@ -191,23 +191,24 @@ def calibrate(cache: Path) -> dict[str, float]:
     return rates
 
 
-def figures(cache: Path, output: Path) -> dict:
+def figures(cache: Path, output: Path, precision: str = "auto") -> dict:
     """Measure everything, print the tables, write `output` (JSON)."""
-    reader, principles = _reader(cache)
+    reader, principles = _reader(cache, precision)
     pipe, judge = reader.pipe, reader.judge
     accuracy = {name: 100 * value for name, value in judging.accuracy(judge).items()}
     chosen = retrieval(pipe)
-    fidelity = backbone_fidelity(pipe, judge)
+    fidelity = backbone_fidelity(reader)
     rows = (
         debias_rows(reader, principles)
         + target_rows(reader, principles)
         + mood_rows(reader, principles)
         + risk_rows(reader, principles)
     )
-    told, own = (measure(pipe, judge, principles) for measure in (fid.against_told_people, fid.against_own_people))
+    told, own = (measure(reader, principles) for measure in (fid.against_told_people, fid.against_own_people))
     floors = [metrics.fair_floor(metrics.d1, classes, IMAGES) for classes in (2, 5, 10)]
     print(
-        f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}; 95% bootstrap over prompts"
+        f"\njudge {judge.name} {judge.revision}; {IMAGES} images a prompt, {STEPS} steps, guidance {GUIDANCE}, "
+        f"{reader.precision.resolved}; 95% bootstrap over prompts"
     )
     print("judge, % of 2,000 fresh renders: " + ", ".join(f"{k} {v:.2f}" for k, v in accuracy.items()))
     print("backbone, % of 1,000 prompts shown as stated: " + ", ".join(f"{k} {v:.1f}" for k, v in fidelity.items()))
@@ -226,6 +227,7 @@ def figures(cache: Path, output: Path) -> dict:
             "images": IMAGES,
             "steps": STEPS,
             "guidance": GUIDANCE,
+            "precision": reader.precision.record(),
             "seed": "sha256 of the prompt",
             "weights": f"{reader.base}-{reader.encoder}",
         },
@@ -242,11 +244,11 @@ def figures(cache: Path, output: Path) -> dict:
     return result
 
 
-def _reader(cache: Path) -> tuple[Reader, dict[str, ValuePrinciple]]:
+def _reader(cache: Path, precision: str) -> tuple[Reader, dict[str, ValuePrinciple]]:
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)
     judge = load_judge("papertown")
-    return Reader(pipe, judge, cache), {principle.id: principle for principle in pipe.principles}
+    return Reader(pipe, judge, cache, precision=precision), {principle.id: principle for principle in pipe.principles}
 
 
 def _summary(values: list[float]) -> dict:

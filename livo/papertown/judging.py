@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from livo.judges import PapertownJudge
-from livo.optimising import optimise
+from livo.optimising import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene
@@ -23,7 +24,9 @@ def targets(scenes: list[Scene]) -> dict[str, torch.Tensor]:
     return {a: torch.tensor([classes.index(label[a]) for label in labels]) for a, classes in LABELS.items()}
 
 
-def train_judge(judge: PapertownJudge, folder: Path, steps: int = 2500, batch: int = 64) -> Iterator[dict[str, float]]:
+def train_judge(
+    judge: PapertownJudge, folder: Path, steps: int = 2500, autocast: Autocast = nullcontext, batch: int = 64
+) -> Iterator[dict[str, float]]:
     """Cross-entropy summed over the attributes."""
 
     def loss(step: int, _micro: int):
@@ -36,7 +39,9 @@ def train_judge(judge: PapertownJudge, folder: Path, steps: int = 2500, batch: i
         losses = [F.cross_entropy(logits[a].float(), t.to(x.device), label_smoothing=0.02) for a, t in truth.items()]
         return torch.stack(losses).sum(), {}
 
-    return optimise({"judge": judge}, loss, steps=steps, lr=2e-3, checkpoints=folder / "judge.checkpoints", ema=0.998)
+    return optimise(
+        {"judge": judge}, loss, steps=steps, autocast=autocast, lr=2e-3, checkpoints=folder / "judge.checkpoints", ema=0.998
+    )
 
 
 def _roughen(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

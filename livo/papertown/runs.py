@@ -26,7 +26,7 @@ from livo.training import train
 from livo.value_encoder import ValueEncoder
 
 
-def data(work: Path, populations: bool) -> Path:
+def data(work: Path, populations: bool, precision: str = "auto") -> Path:
     """Preference data of the bundled principles, as pairs or, half as many, as PopAlign's populations."""
     folder = work / ("populations" if populations else "pairs")
     if not (folder / MANIFEST).is_file():
@@ -36,7 +36,7 @@ def data(work: Path, populations: bool) -> Path:
         pipe = LiVOPipeline.from_pretrained("papertown")
         pipe.set_progress_bar_config(disable=True)
         judge = load_judge("papertown")
-        options = replace(GENERATION, populations=populations)
+        options = replace(GENERATION, populations=populations, precision=precision)
         building.prepare(folder, pipe, judge, principles, options)
         follow_build(building.build(pipe, judge, principles, folder, options))
         building.finish(folder, principles, options)

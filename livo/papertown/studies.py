@@ -28,31 +28,33 @@ class Study:
     row: dict
 
 
-def studies(pipe: LiVOPipeline, work: Path, steps: int, measure, chosen: Mapping[str, tuning.Chosen]) -> list[Study]:
+def studies(
+    pipe: LiVOPipeline, work: Path, steps: int, precision: str, measure, chosen: Mapping[str, tuning.Chosen]
+) -> list[Study]:
     """Train what is not trained yet and measure every point on held-out prompts."""
     return [
-        *_data(pipe, work, steps, measure),
-        *_convergence(pipe, work, steps, measure, chosen),
-        *_gammas(pipe, work, steps, measure),
+        *_data(pipe, work, steps, precision, measure),
+        *_convergence(pipe, work, steps, precision, measure, chosen),
+        *_gammas(pipe, work, steps, precision, measure),
     ]
 
 
-def _config(steps: int, **changes):
+def _config(steps: int, precision: str, **changes):
     every = max(10, steps // (10 * POINTS) * 10)
-    return replace(TRAINING, steps=steps, keep=1000, save_every=every, **changes)
+    return replace(TRAINING, steps=steps, precision=precision, keep=1000, save_every=every, **changes)
 
 
-def _data(pipe, work: Path, steps: int, measure) -> Iterator[Study]:
-    source = data(work, populations=False)
+def _data(pipe, work: Path, steps: int, precision: str, measure) -> Iterator[Study]:
+    source = data(work, populations=False, precision=precision)
     for share in SHARES:
         folder = subset(source, work / f"pairs-{share:g}", share)
-        run = trained(work, f"livo data {share:g}", _config(steps), folder)
+        run = trained(work, f"livo data {share:g}", _config(steps, precision), folder)
         pairs = len((folder / MANIFEST).read_text().splitlines()) // 2
         yield Study("data", "LiVO", pairs, _with_encoder(pipe, run / "value_encoder", measure, f"data-{share:g}"))
 
 
-def _convergence(pipe, work: Path, steps: int, measure, chosen) -> Iterator[Study]:
-    run = trained(work, "livo data 1", _config(steps), data(work, populations=False))
+def _convergence(pipe, work: Path, steps: int, precision: str, measure, chosen) -> Iterator[Study]:
+    run = trained(work, "livo data 1", _config(steps, precision), data(work, populations=False, precision=precision))
     for step, file in _spread(checkpoints(run)):
         row = _with_encoder(pipe, encoder_at(pipe, run, file), measure, f"convergence-livo-{step}")
         yield Study("convergence", "LiVO", step, row)
@@ -63,12 +65,12 @@ def _convergence(pipe, work: Path, steps: int, measure, chosen) -> Iterator[Stud
             yield Study("convergence", name, step, row)
 
 
-def _gammas(pipe, work: Path, steps: int, measure) -> Iterator[Study]:
-    source = data(work, populations=False)
+def _gammas(pipe, work: Path, steps: int, precision: str, measure) -> Iterator[Study]:
+    source = data(work, populations=False, precision=precision)
     for gamma_1, gamma_2 in ((TRAINING.gamma_1, TRAINING.gamma_2), *GAMMAS):
         own = (gamma_1, gamma_2) == (TRAINING.gamma_1, TRAINING.gamma_2)
         name = "livo data 1" if own else f"livo gammas {gamma_1:g} {gamma_2:g}"
-        run = trained(work, name, _config(steps, gamma_1=gamma_1, gamma_2=gamma_2), source)
+        run = trained(work, name, _config(steps, precision, gamma_1=gamma_1, gamma_2=gamma_2), source)
         row = _with_encoder(pipe, run / "value_encoder", measure, f"gammas-{gamma_1:g}-{gamma_2:g}", whole=True)
         yield Study("gammas", f"({gamma_1:g}, {gamma_2:g})", gamma_1, row)
 

@@ -57,12 +57,11 @@ class Chosen:
 Candidates = Mapping[str, Callable[[], Baseline]]
 
 
-def lora_config(objective: str, steps: int, beta: float = 100.0, lr: float = 1e-3) -> TrainingConfig:
+def lora_config(objective: str, steps: int, beta: float = 100.0, lr: float = 1e-3, precision: str = "auto") -> TrainingConfig:
     """A LoRA trained on the pairs (or populations) that LiVO's encoder learns from, as many steps; all its checkpoints are kept."""
     every = max(10, steps // 60 * 10)
-    return replace(
-        TRAINING, adapter="lora", objective=objective, beta=beta, lr=lr, lora_rank=RANK, steps=steps, keep=1000, save_every=every
-    )
+    learning = {"adapter": "lora", "objective": objective, "beta": beta, "lr": lr, "lora_rank": RANK, "precision": precision}
+    return replace(TRAINING, steps=steps, keep=1000, save_every=every, **learning)
 
 
 def tuned(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget) -> dict[str, Chosen]:
@@ -74,7 +73,7 @@ def tuned(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget)
         for scale, quantile in ((4, 0.95), (8, 0.95), (16, 0.95), (4, 0.8), (8, 0.8), (4, 0.5), (8, 0.5))
     }
     steps = budget.ablation_steps
-    ablations = {f"lr {lr:g}": lambda lr=lr: _ablation(pipe, work, lr, steps) for lr in (2e-6, 1e-4, 5e-4, 2e-3)}
+    ablations = {f"lr {lr:g}": lambda lr=lr: _ablation(pipe, work, lr, budget) for lr in (2e-6, 1e-4, 5e-4, 2e-3)}
     presets = {
         f"preset {name}": lambda n=name: SafeLatentDiffusion.preset(words, n) for name in ("strong", "weak", "medium", "max")
     }
@@ -85,12 +84,12 @@ def tuned(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget)
         "FD": (guided, FREE),
         "UCE": (_uce(pipe, judge, work, budget), FREE | {"trainable parameters": own}),
         "CA": (ablations, {"trainable parameters": own, "training steps": steps}),
-        "DPO": (_loras(pipe, work, "diffusion_dpo", budget.train_steps), lora),
-        "PopAlign": (_loras(pipe, work, "popalign", budget.train_steps), lora),
+        "DPO": (_loras(pipe, work, "diffusion_dpo", budget), lora),
+        "PopAlign": (_loras(pipe, work, "popalign", budget), lora),
         "SLD": (presets, FREE),
         "negative prompt": (negatives, FREE),
     }
-    return {name: _best(pipe, judge, work, name, tries, budget.tries, cost) for name, (tries, cost) in plan.items()}
+    return {name: _best(pipe, judge, work, name, tries, budget, cost) for name, (tries, cost) in plan.items()}
 
 
 def livo_cost(pipe: LiVOPipeline) -> dict[str, int]:
@@ -112,11 +111,11 @@ def training_prompts() -> list[tuple[Prompt, Scene]]:
     return found
 
 
-def score(pipe, judge, work: Path, name: str, edit: Baseline, tries: int) -> float:
+def score(pipe, judge, work: Path, name: str, edit: Baseline, budget: Budget) -> float:
     """mean D1 of gender and race + mean R + the share of careers that are lost, on training prompts: lower is better."""
     pairs = training_prompts()
     prompts = [prompt for prompt, _ in pairs]
-    settings = Settings(images=tries, batch=64, bf16=True, group=1)
+    settings = Settings(images=budget.tries, batch=64, precision=budget.precision, group=1)
     method = Method("tried", edit=edit)
     folder = work / "tuning" / "".join(c if c.isalnum() else "-" for c in name)
     follow_evaluation(evaluate(pipe, [method], prompts, [judge], folder, settings))
@@ -130,9 +129,9 @@ def score(pipe, judge, work: Path, name: str, edit: Baseline, tries: int) -> flo
     return float(np.mean(bias) + np.mean(risk) + np.mean(lost))
 
 
-def _best(pipe, judge, work: Path, name: str, candidates: Candidates, tries: int, cost: dict[str, int]) -> Chosen:
+def _best(pipe, judge, work: Path, name: str, candidates: Candidates, budget: Budget, cost: dict[str, int]) -> Chosen:
     edits = {setting: make() for setting, make in candidates.items()}
-    scores = {setting: score(pipe, judge, work, f"{name} {setting}", edit, tries) for setting, edit in edits.items()}
+    scores = {setting: score(pipe, judge, work, f"{name} {setting}", edit, budget) for setting, edit in edits.items()}
     best = min(scores, key=scores.get)
     tried = [{"setting": setting, "score": value, "chosen": setting == best} for setting, value in scores.items()]
     return Chosen(edits[best], cost, tried)
@@ -141,14 +140,17 @@ def _best(pipe, judge, work: Path, name: str, candidates: Candidates, tries: int
 # --- those that learn -----------------------------------------------------------------------------------------------------
 
 
-def _lora(work: Path, objective: str, steps: int, beta: float) -> Path:
-    source = data(work, populations=objective == "popalign")
-    return trained(work, f"{objective} beta {beta:g}", lora_config(objective, steps, beta), source)
+def _lora(work: Path, objective: str, budget: Budget, beta: float) -> Path:
+    source = data(work, populations=objective == "popalign", precision=budget.precision)
+    config = lora_config(objective, budget.train_steps, beta, precision=budget.precision)
+    return trained(work, f"{objective} beta {beta:g}", config, source)
 
 
-def _loras(pipe: LiVOPipeline, work: Path, objective: str, steps: int) -> Candidates:
+def _loras(pipe: LiVOPipeline, work: Path, objective: str, budget: Budget) -> Candidates:
     """The authors' beta, and one that fits errors of Papertown's size."""
-    return {f"beta {beta:g}": lambda b=beta: LoRA.read(pipe, _lora(work, objective, steps, b) / "lora") for beta in (5000.0, 100.0)}
+    return {
+        f"beta {beta:g}": lambda b=beta: LoRA.read(pipe, _lora(work, objective, budget, b) / "lora") for beta in (5000.0, 100.0)
+    }
 
 
 def _lora_size(pipe: LiVOPipeline, rank: int) -> int:
@@ -156,8 +158,9 @@ def _lora_size(pipe: LiVOPipeline, rank: int) -> int:
     return sum(rank * sum(p.shape) for name, p in pipe.unet.named_parameters() if name.endswith(layers))
 
 
-def _ablation(pipe: LiVOPipeline, work: Path, lr: float, steps: int) -> WeightEdit:
+def _ablation(pipe: LiVOPipeline, work: Path, lr: float, budget: Budget) -> WeightEdit:
     """Every training career's risky image is to be drawn as the harmless one."""
+    steps = budget.ablation_steps
     run = work / "runs" / f"concept-ablation-{lr:g}-{steps}"
     settings = {"lr": lr, "steps": steps}
     if not (run / "edit.safetensors").is_file():
@@ -168,7 +171,8 @@ def _ablation(pipe: LiVOPipeline, work: Path, lr: float, steps: int) -> WeightEd
                 pairs += [
                     (describe(scene, risk_wording=w), describe(replace(scene, risk=None))) for w in world.RISK_WORDINGS[risk].train
                 ]
-        records = list(_until_edit(ConceptAblation.train(pipe, pairs, run, steps=steps, lr=lr), f"CA lr {lr:g}", steps))
+        training = ConceptAblation.train(pipe, pairs, run, steps=steps, lr=lr, precision=budget.precision)
+        records = list(_until_edit(training, f"CA lr {lr:g}", steps))
         records[-1].save(run / "edit.safetensors")
     return ConceptAblation.load(run / "edit.safetensors", settings)
 
@@ -194,7 +198,7 @@ def _uce(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget) 
     def weights(erase_scale: float, rounds: int) -> list[dict]:
         file = work / "runs" / f"uce-{erase_scale:g}-{rounds}-{budget.tries}.json"
         if not file.is_file():
-            observe = _Observer(pipe, judge, file.with_suffix(""), budget.tries)
+            observe = _Observer(pipe, judge, file.with_suffix(""), budget)
             targets = [dict.fromkeys(classes, 1 / len(classes)) for _, classes in world.DEBIASED.values()]
             options = {"erase": erase, "erase_scale": erase_scale}
             loop = UnifiedConceptEditing.debias(pipe, observe, world.CAREERS.train, targets, rounds, **options)
@@ -216,14 +220,15 @@ def _uce(pipe: LiVOPipeline, judge: PapertownJudge, work: Path, budget: Budget) 
 class _Observer:
     """Shares of the classes in a career's images, kept on disk in the order of asking, so that a killed loop goes on."""
 
-    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, folder: Path, images: int):
-        self.pipe, self.judge, self.folder, self.images, self.asked = pipe, judge, folder, images, 0
+    def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, folder: Path, budget: Budget):
+        self.pipe, self.judge, self.folder, self.budget, self.asked = pipe, judge, folder, budget, 0
 
     def __call__(self, career: str) -> dict[str, float]:
         self.asked += 1
         file = self.folder / f"{self.asked:05}-{career.replace(' ', '-')}.json"
         if not file.is_file():
-            settings = Settings(images=self.images, batch=64, bf16=True, group=1, seed=self.asked)
+            sampling = {"batch": 64, "precision": self.budget.precision, "seed": self.asked}
+            settings = Settings(images=self.budget.tries, group=1, **sampling)
             found, prompts, method = self.folder / "readings" / file.stem, [Prompt(f"a photo of a {career}")], Method("observed")
             for _ in evaluate(self.pipe, [method], prompts, [self.judge], found, settings):
                 pass
