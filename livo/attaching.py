@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from livo.arguments import strict
 from livo.mixin import ValueMixin
 from livo.pipeline import LiVOPipeline, LiVOXLPipeline
 from livo.principles import ValuePrinciple, bundled_principles
@@ -16,7 +17,11 @@ from livo.principles import ValuePrinciple, bundled_principles
 
 @cache
 def aligned(cls: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
-    """The pipeline class with values: `aligned(StableDiffusionImg2ImgPipeline).from_pretrained(...)`, or `.from_pipe(pipe)`."""
+    """The pipeline class with values: `aligned(StableDiffusionImg2ImgPipeline).from_pretrained(...)`, or `.from_pipe(pipe)`.
+
+    Raises:
+        ValueError: what `encode_prompt` returns does not reach a UNet in calls of this class, so values would do nothing.
+    """
     if issubclass(cls, ValueMixin):
         return cls
     for known in (LiVOPipeline, LiVOXLPipeline):
@@ -26,6 +31,7 @@ def aligned(cls: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     return type(f"LiVO{cls.__name__}", (ValueMixin, cls), {"__module__": __name__, "__doc__": about})
 
 
+@strict
 def attach(
     pipe: DiffusionPipeline,
     value_encoder: str | Path | CLIPTextModel | None = None,
@@ -62,7 +68,11 @@ def attach(
 
 
 def detach(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """Take the values out of `pipe`: its class, hooks, modules and configuration are what they were before `attach`. Returns it."""
+    """Take the values out of `pipe`: its class, hooks, modules and configuration are what they were before `attach`. Returns it.
+
+    From then on `pipe` is diffusers' own in every respect, and where its class takes any `**kwargs`, as StableDiffusionPipeline does,
+    it ignores `value=` like every name it does not know.
+    """
     if not isinstance(pipe, ValueMixin):
         raise ValueError(f"{type(pipe).__name__} has no values to take out")
     pipe.unplug()

@@ -122,6 +122,32 @@ def join(rows: Sequence[torch.Tensor], scales: Sequence[Sequence[float]]) -> tup
     return torch.stack([nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows]), found.to(rows[0])
 
 
+class Rows(NamedTuple):
+    """The rows that a blend is for, the unconditional half first: the `embeds` that they begin with, (2 N, any length, width), and a
+    label of what each does. A layer's rows are told apart by them, whatever the order in which a pipeline lays them out."""
+
+    embeds: torch.Tensor
+    labels: Sequence[tuple]
+
+    def places(self, text: torch.Tensor) -> slice | list[int] | None:
+        """Which of these rows each row of `text` is; None where it cannot be told."""
+        known = self.embeds.to(text)
+        count, most = len(text), len(known)
+        begin = text[:, : known.shape[1]]
+        for first in (
+            {most - count, 0} if count in (most, most // 2) else ()
+        ):  # both halves, the conditional or the unconditional one
+            if torch.equal(begin, known[first : first + count]):
+                return slice(first, first + count)
+        places: list[int] = []
+        for row in begin:
+            same = (known == row).flatten(1).all(1).nonzero().flatten().tolist()
+            if len({self.labels[i] for i in same}) != 1:
+                return None
+            places.append(min(same, key=places.count))  # equal rows take turns
+        return places
+
+
 _acting: ContextVar[ValueAttention | None] = ContextVar("acting", default=None)  # whose call runs in this thread, or context
 
 
@@ -143,9 +169,19 @@ class ValueAttention:
     """
 
     def __init__(self):
-        self.blend: Blend | None = None
         self._networks: list[nn.Module] = []
         self._hooks: list[RemovableHandle] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.blend = self.rows = self._text = None
+        self._places: slice | list[int] = []  # of the rows of `_text`, the last that a layer was given
+        self._acted: set[int] = set()
+        self.traced = False  # whether compiled code ran, which cannot say which rows it saw
+
+    def acted(self, row: int) -> bool:
+        """Whether a layer saw this row since `holding` began."""
+        return self.traced or row in self._acted
 
     def put_on(self, network: nn.Module, name: str = "the network") -> None:
         """Hook the cross-attentions of `network`; nothing where that was done.
@@ -177,44 +213,70 @@ class ValueAttention:
     def holding(self, blend: Blend | None) -> Iterator[None]:
         """Within this context attention follows `blend`, of N rows; assign `self.blend` to change it on the way.
 
-        It is for the largest batch; a batch of half the size takes the last rows, so the unconditional half, which comes first where
-        there is one, may be absent.
+        It is for the largest batch. Where `self.rows` says which rows these are, a layer's rows are found among them. Otherwise, and in
+        compiled code, a batch of half the size takes the last rows, so the unconditional half, which comes first where there is one,
+        may be absent.
         """
+        self._forget()
         self.blend = blend
         try:
             with acting(self):
                 yield
         finally:
-            self.blend = None
+            self._forget()
 
-    def _held(self, kwargs: dict) -> Blend | None:
-        if self.blend is None or kwargs.get("encoder_hidden_states") is None:
-            return None
-        if not torch.compiler.is_compiling() and _acting.get() is not self:  # another pipeline's call on a network that both share
-            return None
-        return self.blend
+    def _meant(self, kwargs: dict) -> bool:
+        """Whether a layer's call is a cross-attention of the call that holds a blend, not another pipeline's that shares the network."""
+        if (self.blend is None and self.rows is None) or kwargs.get("encoder_hidden_states") is None:
+            return False
+        return torch.compiler.is_compiling() or _acting.get() is self
+
+    def _find(self, text: torch.Tensor) -> slice | list[int]:
+        """Which rows of the blend those of a layer are."""
+        if torch.compiler.is_compiling():
+            self.traced = True
+        elif self.rows is not None:
+            if text is not self._text:  # most pipelines hand the same tensor to all layers in all steps
+                places = self.rows.places(text)
+                if places is None:
+                    raise ValueError(
+                        "attention has rows of other texts than the values were laid out for: do not change the prompt embeddings "
+                        "on the way, or pass value=None"
+                    )
+                self._text, self._places = text, places
+                self._acted.update(range(*places.indices(len(self.rows.labels))) if isinstance(places, slice) else places)
+            return self._places
+        return slice(-len(text), None)
 
     def _mask(self, module: nn.Module, args: tuple, kwargs: dict):
-        if (held := self._held(kwargs)) is None:
+        if not self._meant(kwargs):
             return None
         queries, keys = kwargs.get("hidden_states", args[0] if args else None), kwargs["encoder_hidden_states"]
         text = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second
-        rows, (times, most, _, length) = len(queries), held.bias.shape
-        if rows not in (most, most // 2) or text.shape[1] != length:
-            raise ValueError(
-                f"attention has {rows} rows of {text.shape[1]} keys, the values were laid out for {most} of {length}: "
-                "do not change the prompt embeddings on the way, or pass value=None"
-            )
+        held = self.blend
+        if held is not None:
+            times, most, _, length = held.bias.shape
+            halves = self.rows is None or torch.compiler.is_compiling()
+            if text.shape[1] != length or (halves and len(queries) not in (most, most // 2)):
+                raise ValueError(
+                    f"attention has {len(queries)} rows of {text.shape[1]} keys, the values were laid out for {most} of {length}: "
+                    "do not change the prompt embeddings on the way, or pass value=None"
+                )
+        places = self._find(text)
+        if held is None:
+            return None
         if times > 1:
             kwargs = kwargs | {"hidden_states": _repeated(queries, times), "encoder_hidden_states": _repeated(keys, times)}
             args = args[1:]
-        return args, kwargs | {"attention_mask": held.bias[:, -rows:].flatten(0, 1).to(queries)}
+        return args, kwargs | {"attention_mask": held.bias[:, places].flatten(0, 1).to(queries)}
 
     def _add_up(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):
-        if (held := self._held(kwargs)) is None or len(held.bias) == 1:
+        held = self.blend
+        if held is None or len(held.bias) == 1 or not self._meant(kwargs):
             return None
         parts = output.unflatten(0, (len(held.bias), -1))
-        weights = held.weights[:, -parts.shape[1] :].to(output)
+        halves = self.rows is None or torch.compiler.is_compiling()
+        weights = held.weights[:, slice(-parts.shape[1], None) if halves else self._places].to(output)
         return (weights.reshape(*weights.shape, *[1] * (output.dim() - 1)) * parts).sum(0)
 
 

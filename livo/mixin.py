@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, make_dataclass, replace
 from functools import cache
-from inspect import Parameter, signature
-from typing import get_type_hints
+from inspect import signature
 
 import torch
-from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel
 
+from livo.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
-from livo.conditioning import ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.conditioning import Rows, ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.family import check_family, constructor
 from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
 from livo.logs import warn_once
@@ -30,6 +30,11 @@ from livo.value_encoder import check_fit
 logger = logging.getLogger(__name__)
 
 PADDINGS = ("max_length", "do_not_pad")
+_ELSEWHERE = {  # what is no argument of a call
+    "prompt_padding": "it is a setting of the pipeline, so give it to from_pretrained or livo.attach",
+    "value_encoder": "call load_value_encoder before",
+    "value_principles": "call load_value_principles before",
+}
 
 
 class ValueMixin(SavedValues):
@@ -45,9 +50,10 @@ class ValueMixin(SavedValues):
         if ValueMixin not in cls.__bases__:
             return
         cls.base_class = next(base for base in cls.__bases__ if base is not ValueMixin)
+        check_family(cls.base_class)
         cls._optional_components = [*cls.base_class._optional_components, "value_encoder"]
         cls.model_cpu_offload_seq = f"value_encoder->{cls.base_class.model_cpu_offload_seq}"  # it is run first
-        cls.__init__ = _constructor(cls.base_class)
+        cls.__init__ = constructor(cls.base_class)
 
     def plug_in(
         self, value_encoder: CLIPTextModel | None = None, value_scale: float = 1.0, prompt_padding: str = "max_length"
@@ -123,8 +129,7 @@ class ValueMixin(SavedValues):
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
-        call = signature(super().__call__).bind(prompt, *args, **kwargs)
-        given = call.arguments
+        given = self._arguments(args, kwargs)
         return_dict = given.get("return_dict", True)
         given["return_dict"] = True
         if not isinstance(ledger, (ValueLedger, type(None))):
@@ -132,30 +137,62 @@ class ValueMixin(SavedValues):
         with nullcontext() if ledger is None else ledger.reserving() as reservation:  # counted once the images are there
             decisions = self._decide(prompt, (value, value_scale, value_start, value_end), reservation, given)
             if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
-                given["prompt"] = None  # the base takes one of them
+                prompt = None  # the base takes one of them
             plan = self._planned(decisions)
             if plan is None:
                 with acting(None):
-                    out = super().__call__(*call.args, **call.kwargs)
+                    out = super().__call__(prompt, **given)
             else:
                 decisions = [_with(decision, encoder=weights_hash(self.value_encoder)) for decision in decisions]
                 self._hook()
                 if plan.changes:
+                    self._check_steps()
                     before_each_step(given, self._enter)
                 self._plan = plan
                 try:
                     with self._attention.holding(None):
-                        out = super().__call__(*call.args, **call.kwargs)
+                        out = super().__call__(prompt, **given)
+                        self._check_acted(plan)
                 finally:
                     self._plan = None
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
         return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
+
+    def _arguments(self, args: tuple, kwargs: dict) -> dict:
+        """The arguments behind `prompt` by name. Raises UnknownArgument (a TypeError and ValueError) where the base has no such one."""
+        cls, name = self.base_class, f"{type(self).__name__}()"
+        ours = {p.name for p in signature(ValueMixin.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        refuse_unknown(kwargs, method_arguments(cls, "__call__") | ours, name, _ELSEWHERE)
+        return by_name(positional_arguments(cls, "__call__")[1:], args, kwargs, name)
+
+    def _check_steps(self) -> None:
+        """Raises ValueError where the base tells nobody when a step ends, so that a value cannot begin or cease in between."""
+        if "callback_on_step_end" not in method_arguments(self.base_class, "__call__"):
+            raise ValueError(
+                f"value_start and value_end need a pipeline with callback_on_step_end, which {type(self).__name__} lacks: leave them out"
+            )
+
+    def _check_acted(self, plan: Plan) -> None:
+        """Raises ValueError where no attention layer ever saw a token that was planned for an image."""
+        rows = len(plan.rows)
+        unseen = [i for i, row in enumerate(plan.rows) if row and not self._attention.acted(rows + i)]
+        if unseen:
+            raise ValueError(
+                f"{type(self).__name__}: the value token of image {', '.join(map(str, unseen))} reached no attention layer, so it did "
+                "nothing: the call does not pass on what encode_prompt returns. Pass value=None, or change the class"
+            )
 
     def encode_prompt(self, *args, **kwargs):
         """As the base's; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""
         with _text_model(self.text_encoder):
             if self._plan is None:
                 return super().encode_prompt(*args, **kwargs)
+            if self._attention.rows is not None:
+                if signature(super().encode_prompt).bind(*args, **kwargs).arguments.get("prompt_embeds") is not None:
+                    return super().encode_prompt(*args, **kwargs)  # what it returned before, with the tokens
+                raise ValueError(
+                    f"{type(self).__name__} encodes more than one text a call, and a value belongs to one prompt: pass value=None"
+                )
             if self.config.prompt_padding == "do_not_pad":
                 return self._encode_unpadded(super().encode_prompt, *args, **kwargs)
             embeds, negative, *rest = super().encode_prompt(*args, **kwargs)
@@ -163,6 +200,7 @@ class ValueMixin(SavedValues):
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
         embeds = fuse(tokens, embeds)
+        self._attention.rows = Rows(torch.cat([torch.zeros_like(tokens), tokens]), self._plan.labels)
         self._attention.blend = self._plan.blend(0.0, embeds.shape[1]).to(embeds)
         return embeds, negative, *rest
 
@@ -208,6 +246,7 @@ class ValueMixin(SavedValues):
             scales.append(plan.scales(image, 0)[: len(tokens)])
         guided = given["do_classifier_free_guidance"]
         embeds, blend = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
+        self._attention.rows = Rows(embeds, plan.labels)
         self._attention.blend = blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None
         return embeds[len(scales) :], embeds[: len(scales)] if guided else None
 
@@ -311,25 +350,3 @@ def _positions(tokenizer, length: int) -> Iterator[None]:
 def _with_decisions(output: type) -> type:
     """The base's output class with `decisions` behind its fields."""
     return make_dataclass(f"LiVO{output.__name__}", [("decisions", list, None)], bases=(output,))
-
-
-def _constructor(base: type[DiffusionPipeline]):
-    """The base's constructor with values' arguments behind its own; diffusers reads from its signature what a pipeline is made of."""
-    ours = {"value_encoder": (CLIPTextModel, None), "value_scale": (float, 1.0), "prompt_padding": (str, "max_length")}
-    theirs = signature(base.__init__)
-    hints = get_type_hints(base.__init__)
-    parameters = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in theirs.parameters.values()]
-    parameters += [
-        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind) for name, (kind, default) in ours.items()
-    ]
-    whole = theirs.replace(parameters=parameters)
-
-    def __init__(self, *args, **kwargs):
-        given = whole.bind(self, *args, **kwargs)
-        values = {name: given.arguments.pop(name) for name in ours if name in given.arguments}
-        base.__init__(*given.args, **given.kwargs)
-        self.plug_in(**values)
-
-    __init__.__signature__ = whole
-    __init__.__annotations__ = hints | {name: kind for name, (kind, _) in ours.items()}
-    return __init__

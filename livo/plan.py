@@ -25,6 +25,11 @@ class Plan:
                 self.tokens[i, self.each * j : self.each * (j + 1)] = encoded[value_text(decision.statement, decision.prompt)]
         self.changes = any((d.start, d.end) != (0, 1) for row in rows for d in row)
 
+    @property
+    def labels(self) -> list[tuple]:
+        """What attention does with each of the 2 N rows: rows of the same embeddings and label may stand for one another."""
+        return [()] * len(self.rows) + [tuple((d.scale, d.start, d.end) for d in row) for row in self.rows]
+
     def check(self, steps: int) -> None:
         """Raises ValueError where a value was to act in a part of the `steps` that holds none of them."""
         for decision in (d for row in self.rows for d in row):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel
 from transformers.utils import cached_file
 
+from livo.arguments import method_arguments, refuse_unknown, strict
 from livo.checkpoints import CheckedLoading
 from livo.choosing import checked_scale
 from livo.files import replacing
@@ -52,6 +54,8 @@ class SavedValues(CheckedLoading):
             **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
         """
         source = pretrained_model_name_or_path
+        known = method_arguments(cls, "from_pretrained") | set(signature(cls.__init__).parameters)
+        refuse_unknown(kwargs, known - {"self"}, f"{cls.__name__}.from_pretrained()")
         if not isinstance(value_encoder, (str, Path, CLIPTextModel, type(None))):
             raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give a hub id, a path, or a CLIPTextModel")
         if str(source) == "papertown":
@@ -181,6 +185,7 @@ class SavedValues(CheckedLoading):
                 )
         return super().components
 
+    @strict
     def load_value_encoder(self, source: str | Path | CLIPTextModel) -> None:
         """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
         if isinstance(source, (str, Path)):
@@ -189,10 +194,12 @@ class SavedValues(CheckedLoading):
             self._check(source, "the given value encoder")
         self.register_modules(value_encoder=source)
 
+    @strict
     def unload_value_encoder(self) -> None:
         """Go back to the base pipeline, bit for bit."""
         self.register_modules(value_encoder=None)
 
+    @strict
     def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
         """Replace the principles. On an error the present ones stay."""
         self.retriever = self.retriever.with_principles(source) if self.retriever else ValueRetriever(source)
@@ -206,6 +213,7 @@ class SavedValues(CheckedLoading):
         """Strength of the value token where a call gives none: 0 is the base, 1 is what was trained. It is saved with the pipeline."""
         return self.config.value_scale
 
+    @strict
     def set_value_scale(self, scale: float) -> None:
         """Set `value_scale`."""
         self.register_to_config(value_scale=checked_scale(scale))

@@ -11,6 +11,7 @@ ROWS = [
     {"files"},
     {"precision"},
     {
+        "arguments",
         "hashing",
         "logs",
         "extras",
@@ -29,7 +30,7 @@ ROWS = [
     {"prompts", "exemplars", "embedding"},
     {"deciding"},
     {"retriever", "value_encoder", "preferences"},
-    {"record", "publishing", "environment"},
+    {"record", "family", "publishing", "environment"},
     {"choosing", "plan", "checkpoints"},
     {"saving"},
     {"mixin"},
