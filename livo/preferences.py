@@ -9,11 +9,10 @@ one of the same scene.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -23,13 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from livo.files import replacing
+from livo.files import is_text, load_json, read_text, replacing, split_lines
 from livo.hashing import weights_hash
+from livo.images import ImageError, check_images, ignored, is_image_file, open_image
 
 MANIFEST = "metadata.jsonl"
-MAX_PIXELS = 64_000_000  # more than any generator makes; a decompression bomb is larger
 _SHARD = 256
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+_SMALL = 16  # pixels; a picture with a shorter side is enlarged beyond recognition
+_DECODED = 2  # counted up when pictures are decoded in another way, so that no latent of the old way is used
 
 
 class PreferenceError(ValueError):
@@ -74,30 +74,36 @@ class Report:
 
 def check(folder: str | Path) -> Report:
     """Read everything, images included, and say all that is wrong with it; nothing is raised but for a missing folder."""
-    report = _scan(Path(folder))
+    folder = Path(folder)
+    report = _scan(folder)
     digests: dict[str, Sample] = {}
-    listed = {sample.file for sample in report.samples}
     usable = []
-    for sample in tqdm(report.samples, "checking", unit="image", mininterval=2, leave=False):
-        try:
-            open_image(sample).close()
-        except PreferenceError as error:
-            report.problems.append(str(error))
+    for sample, (size, fault) in zip(report.samples, check_images([s.file for s in report.samples]), strict=True):
+        if fault:
+            report.problems.append(f"{sample.where}: {fault}")
             continue
         usable.append(sample)
+        if min(size) < _SMALL:
+            report.notes.append(f"{sample.where}: {sample.file.name} has only {size[0]} x {size[1]} pixels; it will be enlarged")
         twin = digests.setdefault(_digest(sample.file.read_bytes()), sample)
         if twin is not sample and twin.label != sample.label and twin.scene == sample.scene:
             report.problems.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where} with the other label")
         elif twin is not sample:
             report.notes.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where}")
-    strays = [f for f in Path(folder).rglob("*") if f.suffix.lower() in _IMAGES and f.resolve() not in listed]
-    if (Path(folder) / "data_card.json").is_file():  # of a build's own are its contact sheets, and the pairs that it dropped
-        strays = [f for f in strays if f.parent != Path(folder) and f.relative_to(folder).parts[0] != "rounds"]
-    if strays:
-        report.notes.append(f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used")
+    report.notes += _strays(folder, {sample.file for sample in report.samples})
     report.samples = usable
     report.problems += _without_partners(usable)
     return report
+
+
+def _strays(folder: Path, listed: set[Path]) -> list[str]:
+    """Notes on files that are not used."""
+    others = [f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST and f.resolve() not in listed]
+    if (folder / "data_card.json").is_file():  # of a build's own are its contact sheets, and the pairs that it dropped
+        others = [f for f in others if f.parent != folder and f.relative_to(folder).parts[0] not in ("rounds", "census")]
+    strays = [f for f in others if is_image_file(f)]
+    notes = [f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used"] if strays else []
+    return notes + [note for note in [ignored(f for f in others if not is_image_file(f))] if note]
 
 
 def read(folder: str | Path) -> list[Sample]:
@@ -125,24 +131,23 @@ def pairs(samples: Sequence[Sample]) -> list[tuple[int, tuple[int, ...]]]:
     return [(i, tuple(violating[s.scene])) for i, s in enumerate(samples) if s.label and violating[s.scene]]
 
 
-def open_image(sample: Sample) -> Image.Image:
-    """The decoded image, in RGB. Raises PreferenceError where it is missing, too large, truncated or no image at all."""
-    remedy = "restore it or delete the line"
-    if not sample.file.is_file():
-        raise PreferenceError(f"{sample.where}: no such file {sample.file}; {remedy}")
+def check_pictures(samples: Sequence[Sample]) -> None:
+    """Decode every image, before anything that takes long. Raises PreferenceError at the end, with the first that cannot be read."""
+    faults = [
+        f"{s.where}: {found.fault}"
+        for s, found in zip(samples, check_images([s.file for s in samples]), strict=True)
+        if found.fault
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} more; livo build --check lists them)" if len(faults) > 1 else ""
+        raise PreferenceError(faults[0] + more)
+
+
+def _open(sample: Sample) -> Image.Image:
     try:
-        with Image.open(sample.file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PreferenceError(f"{sample.where}: {sample.file} has {image.width} x {image.height} pixels; make it smaller")
-            if image.mode.startswith(("I", "F")):
-                raise PreferenceError(f"{sample.where}: {sample.file} has more than 8 bits a pixel; save it with 8")
-            return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise PreferenceError(f"{sample.where}: {sample.file}: {error}; make it smaller") from None
-    except PreferenceError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise PreferenceError(f"{sample.where}: {sample.file} cannot be read as an image ({error}); {remedy}") from None
+        return open_image(sample.file)
+    except ImageError as error:
+        raise PreferenceError(f"{sample.where}: {error}") from None
 
 
 # --- manifests ----------------------------------------------------------------------------------------------------------
@@ -157,9 +162,9 @@ def _scan(folder: Path) -> Report:
     report, seen = Report([]), {}
     for manifest in manifests:
         try:
-            lines = manifest.read_bytes().split(b"\n")
-        except OSError as error:
-            report.problems.append(f"{manifest}: {error}")
+            lines = split_lines(read_text(manifest))
+        except (OSError, ValueError) as error:
+            report.problems.append(str(error))
             continue
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -180,11 +185,11 @@ def _scan(folder: Path) -> Report:
     return report
 
 
-def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
+def _sample(line: str, where: str, manifest: Path, folder: Path) -> Sample:
     try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PreferenceError(f"{where}: not a line of JSON ({error}); mend or delete it") from None
+        row = load_json(line, where)
+    except ValueError as error:
+        raise PreferenceError(f"{error}; correct or delete the line") from None
     if not isinstance(row, dict):
         raise PreferenceError(f"{where}: {row!r} is not a JSON object with prompt, value, label and file_name")
     for name in ("prompt", "value", "file_name"):
@@ -194,16 +199,17 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
         if not isinstance(row.get(name), (str, type(None))):
             raise PreferenceError(f"{where}: {name} is {row[name]!r}: give a text, or leave it out")
     texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle", "image_prompt") if row.get(name)]
-    if any("\0" in text or not _encodable(text) for text in texts):
-        raise PreferenceError(f"{where}: a text holds a NUL or half a character; write it anew")
+    if any("\0" in text or not is_text(text) for text in texts):
+        raise PreferenceError(f"{where}: a text holds a NUL or half a character; write it again")
     if row.get("label") not in (0, 1):
         raise PreferenceError(f"{where}: label is {row.get('label')!r}: 1 is aligned, 0 is violating")
     try:
-        file = (manifest.parent / row["file_name"]).resolve()
+        name = PureWindowsPath(row["file_name"])  # which reads / and \\ alike
+        file = (manifest.parent / (row["file_name"] if name.drive else name.as_posix())).resolve()
         file.is_file()
     except OSError as error:
         raise PreferenceError(f"{where}: file_name {row['file_name'][:40]!r}... is no name for a file ({error.strerror})") from None
-    if not file.is_relative_to(manifest.parent.resolve()):
+    if name.drive or not file.is_relative_to(manifest.parent.resolve()):
         raise PreferenceError(f"{where}: file_name {row['file_name']!r} leaves its folder; move the image beside its {MANIFEST}")
     scene = row.get("scene") or str(manifest.parent.relative_to(folder))
     return Sample(
@@ -218,14 +224,6 @@ def _sample(line: bytes, where: str, manifest: Path, folder: Path) -> Sample:
         row.get("class") or "",
         row.get("image_prompt") or "",
     )
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _without_partners(samples: Iterable[Sample]) -> list[str]:
@@ -270,7 +268,7 @@ class LatentCache:
             PreferenceError: an image cannot be read.
         """
         self._find()
-        keys = {_digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or open_image(sample)}
+        keys = {_digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or _open(sample)}
         mine = sorted(keys)[rank::world]  # of all, not of what is missing, which another process may be changing
         missing = [(key, keys[key]) for key in mine if key not in self._shards]
         bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
@@ -279,7 +277,7 @@ class LatentCache:
             tensors = {}
             for i in range(0, len(shard), batch):
                 part = shard[i : i + batch]
-                latents = self._encode([open_image(sample) for _, sample in part])
+                latents = self._encode([_open(sample) for _, sample in part])
                 if not latents.isfinite().all():
                     raise PreferenceError(
                         f"{part[0][1].where}: the VAE's latents are not finite; encode in float32, or take another VAE"

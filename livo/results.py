@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from livo import metrics
 from livo.environment import versions
 from livo.evaluation import CONFIG, Method, Readings, Settings, gather, image_digest, judge_name, recorded
 from livo.evidence import lexicon
 from livo.files import write_json
+from livo.images import image_files, open_image
 from livo.judges import RISK, Judge, disagreement
 from livo.principles import ValuePrinciple
 from livo.prompts import Prompt
@@ -83,27 +83,17 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
     """Features of a folder of images for FID and KID, and the record that names it.
 
     Raises:
-        ValueError: there are too few, or one of them is an image of the evaluation itself.
+        ValueError: one of them cannot be read, or is an image of the evaluation itself.
     """
-    files = reference_files(source)
+    files = image_files(source)
     features, digests = [], []
     for first in range(0, len(files), 64):
-        images = [Image.open(file).convert("RGB") for file in files[first : first + 64]]
+        images = [open_image(file) for file in files[first : first + 64]]
         digests += [image_digest(image) for image in images]
         features.append(eye.embed(images))
     _refuse_shared(digests, evaluated, f"reference {source}")
     digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
     return np.concatenate(features), {"what": str(source), "images": len(files), "digest": digest}
-
-
-def reference_files(source: Path) -> list[Path]:
-    """The images in a folder. Raises ValueError where there are fewer than two."""
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if len(files) < 2:
-        raise ValueError(
-            f"reference {source}: {len(files)} images there; FID needs at least two, and better as many as are evaluated"
-        )
-    return files
 
 
 def _refuse_shared(digests: Sequence[str], evaluated: Sequence[Readings], what: str) -> None:

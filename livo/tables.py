@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from livo.files import check_file, load_json, read_text
+from livo.extras import require
+from livo.files import check_file, load_json, read_text, split_lines
 from livo.plain_yaml import load_yaml
 
 TEXT = ("prompt", "prompts", "text", "caption")  # names of the column with the prompt, in any case
@@ -76,7 +77,7 @@ def text_column(names: Sequence[str], column: str | None, where: str) -> str:
 
 
 def _lines(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str]]:
-    lines = [line.strip(" \t") for line in _split(text)]
+    lines = [line.strip(" \t") for line in split_lines(text)]
     filled = [line for line in lines if line.strip()]
     if column is not None:
         raise ValueError(f"{file}: plain text has no columns, so there is no {column!r}; a .csv file has")
@@ -95,7 +96,7 @@ def _lines(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, st
 
 
 def _json_lines(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str]]:
-    lines = _split(text)
+    lines = split_lines(text)
     first = next(line for line in lines if line.strip())
     if (not _is_json(first) and _is_json(text)) or _is_json(first, list, of=(str, dict)):
         raise ValueError(f"{file}: holds one JSON document, not a document a line; name it .json")
@@ -151,7 +152,7 @@ def _row(item: object, where: str, column: str | None) -> dict:
 
 
 def _table(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str]]:
-    first = next(line for line in _split(text) if line.strip())
+    first = next(line for line in split_lines(text) if line.strip())
     if _is_json(first, dict) or _is_json(text, list):
         raise ValueError(f"{file}: holds JSON, not a table; name it .jsonl, or .json where it is one document")
     separator = _separator(file, first, column)
@@ -206,10 +207,9 @@ def _separator(file: Path, first: str, column: str | None) -> str:
 
 def _parquet(file: Path) -> Rows:
     check_file(file)
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ValueError(f"{file}: reading Parquet needs pyarrow: pip install 'livo[parquet]'") from None
+    require(f"{file}: reading Parquet", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     try:
         with file.open("rb") as stream:  # PyArrow would take a folder's name for a data set
             table = parquet.ParquetFile(stream).read()
@@ -241,11 +241,6 @@ _READERS = {
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------
-
-
-def _split(text: str) -> list[str]:
-    """Lines that end in LF, CRLF or CR. `splitlines` would cut texts at U+2028, NEL and others too."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _is_json(text: str, kind: type | tuple[type, ...] = (dict, list), of: tuple[type, ...] = (object,)) -> bool:

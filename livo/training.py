@@ -23,7 +23,7 @@ from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
 from livo.precision import Precision, recorded, resolve
-from livo.preferences import PreferenceError, Sample, read, scheduler_record
+from livo.preferences import PreferenceError, Sample, check_pictures, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
 
@@ -49,6 +49,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
                 f"{config.data} holds directions alone, which a LoRA cannot tell apart: build pairs of plain statements"
             )
     check_sources(config, samples)
+    check_pictures(samples[accelerator.process_index :: accelerator.num_processes])
     judge = load_judge(config.judge) if config.judge else None
     pipe = load_pipeline(config.model, dtype=getattr(torch, config.backbone_dtype)).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)

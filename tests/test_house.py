@@ -25,7 +25,7 @@ ROWS = [
         "sentence_encoder",
         "weights",
     },
-    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "tables"}
+    {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "images", "tables"}
     | {"normalise", "evidence", "facets", "ledger", "lora"},
     {"prompts", "exemplars", "embedding"},
     {"deciding"},

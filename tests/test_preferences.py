@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from livo import preferences
+from livo import images, preferences
 from livo.preferences import LatentCache, PreferenceError
 
 
@@ -65,10 +65,19 @@ def test_one_manifest_with_scenes_is_read_as_well(tmp_path):
         (lambda f: edit(f, 1, prompt=""), ("metadata.jsonl:1", "prompt is ''")),
         (lambda f: edit(f, 4, value=None), ("metadata.jsonl:4", "value is None")),
         (lambda f: edit(f, 2, file_name="0.png"), ("metadata.jsonl:2", "stands already")),
-        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": '), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": '), ("metadata.jsonl:1", "not valid JSON")),
         (lambda f: (f / "metadata.jsonl").write_text("[1]\n"), ("metadata.jsonl:1", "not a JSON object")),
-        (lambda f: (f / "metadata.jsonl").write_bytes(b'\xff\xfe{"prompt"\n'), ("metadata.jsonl:1", "not a line of JSON")),
-        (lambda f: (f / "metadata.jsonl").write_text("[" * 100_000), ("metadata.jsonl:1", "not a line of JSON")),
+        (lambda f: (f / "metadata.jsonl").write_bytes(b'\xff\xfe{"prompt"\n'), ("metadata.jsonl:1", "not valid JSON")),
+        (lambda f: (f / "metadata.jsonl").write_text("[" * 100_000), ("metadata.jsonl:1", "nested too deeply")),
+        (
+            lambda f: (f / "metadata.jsonl").write_text('{"prompt": "a", "prompt": "b"}'),
+            ("metadata.jsonl:1", "'prompt' is there twice"),
+        ),
+        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": "a", "value": NaN}'), ("metadata.jsonl:1", "value is nan")),
+        (lambda f: edit(f, 1, label=float("nan")), ("metadata.jsonl:1", "label is nan")),
+        (lambda f: edit(f, 1, file_name="..\\..\\secret.png"), ("metadata.jsonl:1", "leaves its folder")),
+        (lambda f: edit(f, 1, file_name="C:\\pictures\\0.png"), ("metadata.jsonl:1", "leaves its folder")),
+        (lambda f: edit(f, 1, file_name=str(f / ".." / "0.png")), ("metadata.jsonl:1", "leaves its folder")),
         (lambda f: edit(f, 1, principle=5), ("metadata.jsonl:1", "principle is 5")),
         (lambda f: edit(f, 1, file_name="a\0.png"), ("metadata.jsonl:1", "NUL")),
         (lambda f: edit(f, 1, prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
@@ -94,7 +103,7 @@ def test_a_fault_in_the_manifest_is_refused_with_file_line_and_remedy(tmp_path, 
         lambda f: f.write_bytes(f.read_bytes()[: len(f.read_bytes()) // 2]),
         lambda f: f.write_bytes(b""),
         lambda f: f.write_text("this is no image"),
-        lambda f: Image.fromarray(np.full((64, 64), 30_000, np.uint16)).save(f),  # 16 bits, of which only white would be left
+        lambda f: Image.fromarray(np.zeros((64, 64), np.float32)).save(f, "TIFF"),  # whose range is not known
     ],
 )
 def test_a_truncated_or_false_image_is_found_by_the_check_and_stops_the_cache_before_training(tmp_path, spoil, pipe):
@@ -110,7 +119,7 @@ def test_a_truncated_or_false_image_is_found_by_the_check_and_stops_the_cache_be
 def test_an_oversized_image_is_refused(tmp_path, monkeypatch):
     folder = official(tmp_path)
     picture(folder / "0.png", size=(101, 100))
-    monkeypatch.setattr(preferences, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
     assert any("101 x 100" in problem for problem in preferences.check(tmp_path).problems)
 
 
@@ -125,6 +134,56 @@ def test_the_check_notes_stray_files_and_copies_and_refuses_a_copy_with_the_othe
     assert not report.problems
     (folder / "1.png").write_bytes((folder / "0.png").read_bytes())
     assert any("other label" in problem for problem in preferences.check(tmp_path).problems)
+
+
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_manifest_is_read_with_any_bom_line_end_and_slash(tmp_path, mark, end):
+    picture(tmp_path / "inner" / "a.png")
+    picture(tmp_path / "inner" / "b.png", "blue")
+    rows = [{"prompt": "a\u2028b\x85c", "value": "v", "label": i, "file_name": f"inner\\{n}.png"} for i, n in enumerate("ab")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "metadata.jsonl").write_bytes((end.join(lines) + end).encode(mark))
+    samples = preferences.read(tmp_path)
+    assert [(s.prompt, s.label, s.file.name) for s in samples] == [("a\u2028b\x85c", 0, "a.png"), ("a\u2028b\x85c", 1, "b.png")]
+    assert not preferences.check(tmp_path).problems
+
+
+def test_the_latents_are_of_the_picture_that_is_seen(tmp_path, pipe):
+    folder = official(tmp_path)
+    shown = Image.effect_noise((16, 16), 90).convert("RGB")
+    shown.save(folder / "0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown.transpose(Image.Transpose.ROTATE_90).save(folder / "1.png", exif=exif)
+    hidden = np.dstack([np.full((16, 16, 3), 90, np.uint8), np.zeros((16, 16), np.uint8)])
+    Image.fromarray(hidden).save(folder / "2.png")
+    Image.new("RGB", (16, 16), "white").save(folder / "3.png")
+    samples = preferences.read(tmp_path)
+    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
+    cache.fill(samples)
+    latents = cache.load(samples)
+    torch.testing.assert_close(latents[0], latents[1])
+    torch.testing.assert_close(latents[2], latents[3])
+
+
+def test_pictures_are_decoded_before_anything_that_takes_long(tmp_path):
+    folder = official(tmp_path)
+    preferences.check_pictures(preferences.read(tmp_path))
+    for name in ("1.png", "2.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    with pytest.raises(PreferenceError, match=r"metadata.jsonl:2: .*1.png: .* \(and 1 more; livo build --check lists them\)"):
+        preferences.check_pictures(preferences.read(tmp_path))
+
+
+def test_small_pictures_and_files_that_are_no_pictures_are_noted(tmp_path):
+    folder = official(tmp_path)
+    picture(folder / "1.png", "blue", (1, 1))
+    for name in ("._0.png", "Thumbs.db", ".DS_Store"):
+        (folder / name).write_bytes(b"x")
+    report = preferences.check(tmp_path)
+    assert not report.problems and any("1.png has only 1 x 1 pixels" in note for note in report.notes)
+    assert "ignored, no pictures: .DS_Store, ._0.png, Thumbs.db" in report.notes
 
 
 def test_a_folder_without_data_is_refused(tmp_path):

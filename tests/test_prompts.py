@@ -248,7 +248,7 @@ def test_what_is_no_file_is_named(tmp_path, monkeypatch):
 
 def test_parquet_without_pyarrow_names_the_extra(written, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pip install 'livo\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"a.parquet: reading Parquet needs pyarrow: pip install livo\[parquet\]"):
         read_prompts(written("a.parquet", b"PAR1"))
 
 

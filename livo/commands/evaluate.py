@@ -54,6 +54,7 @@ def run(args) -> None:
     if args.output.is_file():
         raise ValueError(f"--output {args.output} is a file: give a folder")
     from livo.files import refuse_overwriting
+    from livo.images import require_images
     from livo.prompts import distinct, read_prompts
 
     for source in filter(None, (args.prompts, args.principles)):
@@ -61,6 +62,13 @@ def run(args) -> None:
             source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")
         )
     prompts = read_prompts(args.prompts, args.column)  # what may fail is loaded before the long part
+    if args.reference not in ("base", "none"):
+        folder = Path(args.reference)
+        if not folder.is_dir():
+            raise ValueError(f"--reference {folder}: no such folder; give base, a folder of images, or none")
+        if args.keep and folder.resolve().is_relative_to((args.output / "images").resolve()):
+            raise ValueError(f"--reference {folder}: --keep writes there; copy it to another place")
+        require_images(folder, 2, "FID needs at least two, and better as many as are evaluated")
     import torch
     from accelerate import PartialState
 
@@ -78,10 +86,6 @@ def run(args) -> None:
     names = ("images", "batch", "steps", "guidance", "seed", "precision", "keep")
     settings = evaluation.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
     against = {"base": evaluation.reference(), "none": None}.get(args.reference, Path(args.reference))
-    if isinstance(against, Path) and not against.is_dir():
-        raise ValueError(f"--reference {against}: no such folder; give base, a folder of images, or none")
-    if isinstance(against, Path):
-        results.reference_files(against)
     if not any(hasattr(judge, "embed") for judge in judges):
         against = None
         if state.is_main_process:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from livo.hashing import weights_hash
+from livo.images import to_rgb
 
 RISK = ("no", "yes")
 Words = Mapping[str, Mapping[str, str]]  # attribute -> class -> the words that stand for it
@@ -160,4 +161,4 @@ def revision(model: nn.Module) -> str:
 
 
 def rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
-    return [image.convert("RGB") for image in images]
+    return [to_rgb(image) for image in images]
