@@ -79,24 +79,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The picture files below a folder, sorted; other files are left out."""
-    return sorted(file for file in folder.rglob("*") if is_image_file(file) and not file.is_dir())
-
-
-def require_images(folder: Path, least: int, why: str) -> None:
-    """Decode all pictures below a folder, and name the files that are none in a warning: for before anything that takes long.
+def image_files(folder: Path, least: int = 1) -> list[Path]:
+    """The picture files below a folder, sorted; other files are left out.
 
     Raises:
-        ImageError: there are fewer than `least` (the message ends with `why`), or one cannot be read.
+        ImageError: there is no such folder, or there are fewer than `least` pictures.
     """
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder of pictures")
-    files = image_files(folder)
+    files = sorted(file for file in folder.rglob("*") if is_image_file(file) and not file.is_dir())
+    if len(files) < least:
+        raise ImageError(f"{folder}: {len(files)} pictures there; at least {least} are needed")
+    return files
+
+
+def require_images(folder: Path, least: int = 1) -> None:
+    """Decode all pictures below a folder, and name the files that are none in a warning: for before anything that takes long.
+
+    Raises:
+        ImageError: see `image_files`, or one cannot be read.
+    """
+    files = image_files(folder, least)
     if note := ignored(file for file in folder.rglob("*") if file.is_file() and not is_image_file(file)):
         logger.warning("%s: %s", folder, note)
-    if len(files) < least:
-        raise ImageError(f"{folder}: {len(files)} images there; {why}")
     faults = [found.fault for found in check_images(files) if found.fault]
     if faults:
         raise ImageError(faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""))

@@ -83,9 +83,9 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
     """Features of a folder of images for FID and KID, and the record that names it.
 
     Raises:
-        ValueError: one of them cannot be read, or is an image of the evaluation itself.
+        ValueError: there are too few, one of them cannot be read, or is an image of the evaluation itself.
     """
-    files = image_files(source)
+    files = image_files(source, 2)
     features, digests = [], []
     for first in range(0, len(files), 64):
         images = [open_image(file) for file in files[first : first + 64]]

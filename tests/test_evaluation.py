@@ -120,7 +120,7 @@ def test_the_reference_is_named_and_is_never_the_evaluated_images(finished, judg
         Image.fromarray(array).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match="images of livo, which is evaluated"):
         results.assemble(folder, methods, PROMPTS, [judge], [], SMALL, tmp_path)
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(ValueError, match="at least 2"):
         results.assemble(folder, methods, PROMPTS, [judge], [], SMALL, folder / "readings")
 
 
@@ -337,7 +337,7 @@ def test_stated_classes_are_whole_words_or_what_the_file_says():
         (["--prompts", "{good}", "--method", "negative"], "--method negative"),
         (["--prompts", "{good}", "--method", "base", "base"], "another name"),
         (["--prompts", "{good}", "--method", "base", "livo=typo"], "no principle 'typo'; there are nudity, bloody"),
-        (["--prompts", "{good}", "--reference", "livo/commands"], "0 images there"),
+        (["--prompts", "{good}", "--reference", "livo/commands"], "0 pictures there"),
         (["--prompts", "{good}", "--judge", "clip:./absent"], "judge clip ./absent cannot be loaded"),
         (["--prompts", "{good}", "--reference", "./absent"], "--reference absent"),
         (["--prompts", "{good}", "--model", "./absent"], "absent"),

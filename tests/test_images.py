@@ -163,13 +163,13 @@ def test_a_folder_is_decoded_whole_and_its_other_files_are_named(tmp_path, caplo
     for name in ("._a.png", "Thumbs.db", "b/.DS_Store", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        require_images(tmp_path, 3, "")
+        require_images(tmp_path, 3)
     assert [r.message for r in caplog.records] == [f"{tmp_path}: ignored, no pictures: .DS_Store, ._a.png, Thumbs.db, notes.txt"]
-    with pytest.raises(ImageError, match="3 images there; four are needed"):
-        require_images(tmp_path, 4, "four are needed")
+    with pytest.raises(ImageError, match="3 pictures there; at least 4 are needed"):
+        require_images(tmp_path, 4)
     (tmp_path / "b" / "d.webp").write_bytes((tmp_path / "b" / "d.webp").read_bytes()[:40])
     with pytest.raises(ImageError, match=r"d.webp: cannot be read"):
-        require_images(tmp_path, 3, "")
+        require_images(tmp_path, 3)
     assert [bool(found.fault) for found in check_images(images.image_files(tmp_path))] == [False, False, True]
     assert (
         ignored([tmp_path / f"{i}.txt" for i in range(9)])

@@ -68,7 +68,7 @@ def run(args) -> None:
             raise ValueError(f"--reference {folder}: no such folder; give base, a folder of images, or none")
         if args.keep and folder.resolve().is_relative_to((args.output / "images").resolve()):
             raise ValueError(f"--reference {folder}: --keep writes there; copy it to another place")
-        require_images(folder, 2, "FID needs at least two, and better as many as are evaluated")
+        require_images(folder, 2)
     import torch
     from accelerate import PartialState
 
