@@ -43,7 +43,7 @@ def attach(
 
     Args:
         value_encoder: Hub id, folder, .safetensors file, or a CLIPTextModel.
-        value_principles: File, folder, or list; by default the paper's five.
+        value_principles: File, folder, bundled name ("livo", "safety"), or list; by default the paper's five.
 
     Raises:
         ValueError: it has values already, or is of another family, or the encoder does not fit; it is then as it was.

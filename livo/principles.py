@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,17 @@ class ValuePrinciple:
         return self.target or {name: 1 / len(self.directions) for name in self.directions}
 
 
-def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[ValuePrinciple]:
-    """Principles from a YAML file, a folder of them (in the order of their names), or a list of ValuePrinciple.
+def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Sequence[ValuePrinciple] = ()) -> list[ValuePrinciple]:
+    """Principles from a YAML file, a folder of them (in the order of their names), a bundled file, or a list of ValuePrinciple.
 
-    A file holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
+    A bundled file goes by its name from any folder: "livo" or "safety" (or "safety.yaml", unless the folder has such a file). A file
+    holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
+
+    Args:
+        loaded: Principles to add these to; they come first in the list given back.
 
     Raises:
-        PrincipleError: nothing is there, or a principle is not valid; the message names file, line and remedy.
+        PrincipleError: nothing is there, or a principle is not valid; the message names file, line and remedy. Or two have the same id.
     """
     if isinstance(source, (str, Path)):
         found = [pair for file in _files(Path(source)) for pair in _read(file)]
@@ -168,10 +172,14 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple]) -> list[Value
                 raise PrincipleError(f"{principle!r} is not a ValuePrinciple: give a file, a folder, or ValuePrinciple objects")
     if not found:
         raise PrincipleError(f"{source}: no principle in it; write at least one with an id and a statement")
+    found = [(f"the loaded principle {principle.statement!r}", principle) for principle in loaded] + found
     first: dict[str, str] = {}
     for where, principle in found:
         if principle.id in first:
-            raise PrincipleError(f"{where}: id {principle.id!r} is taken already by {first[principle.id]}; rename one of them")
+            replace = ", or replace the loaded ones (without add=True)" if loaded else ""
+            raise PrincipleError(
+                f"{where}: id {principle.id!r} is taken already by {first[principle.id]}; rename one of them{replace}"
+            )
         first[principle.id] = where
     return [principle for _, principle in found]
 
@@ -206,10 +214,17 @@ def bundled_principles() -> Path:
 
 
 def _files(path: Path) -> list[Path]:
+    bundled = {file.stem: file for file in bundled_principles().parent.glob("*.yaml")}
+    if str(path) in bundled:
+        return [bundled[str(path)]]
     if path.is_file():
         return [path]
+    if str(path).removesuffix(".yaml") in bundled:
+        return [bundled[path.stem]]
     if not path.is_dir():
-        raise PrincipleError(f"{path}: no such file or folder of principles")
+        raise PrincipleError(
+            f"{path}: no such file or folder of principles; the bundled ones go by name: {', '.join(sorted(bundled))}"
+        )
     files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     if not files:
         raise PrincipleError(f"{path}: no .yaml file in this folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,13 @@ from livo.checkpoints import CheckedLoading
 from livo.choosing import checked_scale
 from livo.files import replacing
 from livo.hashing import stored_hash
-from livo.principles import ValuePrinciple, bundled_principles
+from livo.principles import ValuePrinciple, bundled_principles, load_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
 from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, vocabulary_hash
 from livo.weights import check_module
+
+logger = logging.getLogger(__name__)
 
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
@@ -50,7 +53,8 @@ class SavedValues(CheckedLoading):
 
         Args:
             value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`). A saved LiVO pipeline has its own.
-            value_principles: File, folder, or list. By default those saved with the pipeline, else the paper's five.
+            value_principles: File, folder, bundled name ("livo", "safety"), or list. By default those saved with the pipeline, else
+                the paper's five.
             **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
         """
         source = pretrained_model_name_or_path
@@ -200,9 +204,28 @@ class SavedValues(CheckedLoading):
         self.register_modules(value_encoder=None)
 
     @strict
-    def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple]) -> None:
-        """Replace the principles. On an error the present ones stay."""
-        self.retriever = self.retriever.with_principles(source) if self.retriever else ValueRetriever(source)
+    def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple], add: bool = False) -> None:
+        """Replace the principles, or add to them. A warning names those that are gone, and says when a fitted retriever is.
+
+        Args:
+            source: File, folder, bundled name ("livo", "safety"), or list.
+            add: Keep the present principles, in front of these.
+
+        Raises:
+            PrincipleError: see `load_principles`; an id that is in use already, with `add`. The present principles stay.
+        """
+        before, retriever = self.principles, self.retriever
+        principles = load_principles(source, before if add else ())
+        if principles == before:
+            return
+        self.retriever = retriever.with_principles(principles) if retriever else ValueRetriever(principles)
+        now = {principle.id: principle for principle in principles}
+        if gone := [principle.id for principle in before if principle.id not in now]:
+            logger.warning("principles %s were replaced by %s; add=True keeps them", ", ".join(gone), ", ".join(now))
+        if changed := [principle.id for principle in before if now.get(principle.id, principle) != principle]:
+            logger.info("principles %s were replaced by others of the same id", ", ".join(changed))
+        if retriever is not None and retriever.fitted:
+            logger.warning("the retriever that was fitted for the principles before is dropped: fit it again (pipe.retriever.fit)")
 
     @property
     def principles(self) -> list[ValuePrinciple]:

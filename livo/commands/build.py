@@ -16,7 +16,9 @@ EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder to build into; a build that was killed goes on there")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="validate and summarise a folder, and build nothing")
-    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
+    parser.add_argument(
+        "--principles", type=Path, help="YAML file, folder, or bundled name: livo, safety (default: the paper's five)"
+    )
     parser.add_argument("--only", nargs="+", metavar="ID", help="these principles alone")
     parser.add_argument(
         "--pairs", type=positive, help="pairs for each statement and direction (default: as the construct section says)"

@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--value-encoder", type=Path, required=True, help="folder of the encoder; its config.json receives the result"
     )
     parser.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder")
-    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    parser.add_argument(
+        "--principles",
+        type=Path,
+        help="YAML file, folder, or bundled name: livo, safety (default: the model's own, else the paper's five)",
+    )
     parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
     parser.add_argument("-n", type=positive, default=20, help="images per prompt and principle (default 20)")
     add_sampling(parser)

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="papertown", help="papertown, or any Stable Diffusion or SDXL: hub id or folder")
     parser.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
     parser.add_argument(
-        "--principles", type=Path, help="YAML file or folder: what is judged (default: the model's own, else the paper's five)"
+        "--principles",
+        type=Path,
+        help="YAML file, folder, or bundled name (livo, safety): what is judged (default: the model's own, else the paper's five)",
     )
     parser.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
     add_sampling(parser)

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder (default papertown)"
     )
     parser.add_argument("--value-encoder", help="hub id, folder or .safetensors file (default: the model's own)")
-    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the model's own, else the paper's five)")
+    parser.add_argument(
+        "--principles",
+        type=Path,
+        help="YAML file, folder, or bundled name: livo, safety (default: the model's own, else the paper's five)",
+    )
     parser.add_argument(
         "--ledger",
         type=Path,

@@ -18,7 +18,9 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", metavar="PROMPT")
-    parser.add_argument("--principles", type=Path, help="YAML file or folder (default: the paper's five)")
+    parser.add_argument(
+        "--principles", type=Path, help="YAML file, folder, or bundled name: livo, safety (default: the paper's five)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON list of decisions a prompt, for programs")
     parser.add_argument(
         "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
