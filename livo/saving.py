@@ -22,6 +22,7 @@ from livo.checkpoints import CheckedLoading
 from livo.choosing import checked_scale
 from livo.files import replacing
 from livo.hashing import stored_hash
+from livo.hub import hub_options
 from livo.principles import ValuePrinciple, bundled_principles, load_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
-_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
 
 
 class SavedValues(CheckedLoading):
@@ -68,7 +69,8 @@ class SavedValues(CheckedLoading):
                 kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(f"use_safetensors is {kwargs['use_safetensors']}: weights are safetensors here, never pickle")
-        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+        kwargs |= hub_options(source, "model", **kwargs)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         pipe = super().from_pretrained(source, **kwargs)
         if getattr(pipe.unet.config, "addition_embed_type", None) == "text_time" and not hasattr(pipe, "text_encoder_2"):
             raise ValueError(

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from transformers.utils import cached_file
 
 from livo.hashing import keep_hash, weights_hash
+from livo.hub import hub_options
 from livo.weights import check_header, check_module, check_tensors, read_tensors, refuse_pickle
 
 __all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load a component by this base class's name here
@@ -126,13 +127,14 @@ class ValueEncoder(CLIPTextModel):
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"{path}: no config.json here or in its value_encoder folder, so no value encoder")
             encoder = cls._from_folder(folder)
-        elif path.exists() or path.is_absolute() or str(source).startswith("."):
+        elif path.exists():
             raise FileNotFoundError(f"{path}: a value encoder is a folder or a .safetensors file, and this is neither")
         else:
+            options = hub_options(source, "value encoder")
             try:
-                encoder = cls._from_folder(str(source), subfolder="value_encoder")
+                encoder = cls._from_folder(str(source), subfolder="value_encoder", **options)
             except OSError:
-                encoder = cls._from_folder(str(source))
+                encoder = cls._from_folder(str(source), **options)
         check_fit(encoder, like, f"value encoder {source}", width)
         if tokenizer is not None:
             check_tokenizer(encoder, tokenizer, f"value encoder {source}")

@@ -15,6 +15,7 @@ ROWS = [
         "hashing",
         "logs",
         "extras",
+        "hub",
         "plain_yaml",
         "construct",
         "config",

@@ -271,11 +271,11 @@ def test_disagreement_is_cohens_kappa():
     [
         ("clip", [GENDER], "KIND:SOURCE"),
         ("clip:./absent", [], "nothing to ask"),
-        ("clip:./absent", [GENDER], "cannot be loaded"),
-        ("vlm:./absent", [GENDER], "cannot be loaded"),
-        ("safety:./absent", [], "cannot be loaded"),
+        ("clip:./absent", [GENDER], "no such file or folder"),
+        ("vlm:./absent", [GENDER], "no such file or folder"),
+        ("safety:./absent", [], "no such file or folder"),
         ("age:./absent", [GENDER], "no principle judges 'age'"),
-        ("gender:./absent", [GENDER], "cannot be loaded"),
+        ("gender:./absent", [GENDER], "no such file or folder"),
     ],
 )
 def test_a_judge_that_cannot_load_says_what_to_do(spec, principles, words):
@@ -284,7 +284,7 @@ def test_a_judge_that_cannot_load_says_what_to_do(spec, principles, words):
 
 
 def test_a_missing_package_names_the_extra():
-    with pytest.raises(ValueError, match=r"pip install livo\[eval\]"), loading("vlm", "somewhere"):
+    with pytest.raises(ValueError, match=r"pip install livo\[eval\]"), loading("vlm", "."):
         raise ImportError("LlamaTokenizer requires the SentencePiece library")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from livo.hashing import weights_hash
+from livo.hub import hub_options
 from livo.images import to_rgb
 
 RISK = ("no", "yes")
@@ -143,16 +145,18 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str]
 
 
 @contextmanager
-def loading(kind: str, source: object) -> Iterator[None]:
-    """Loading fails in many ways: one line that names the judge and what to do."""
+def loading(kind: str, source: str | Path, revision: str | None = None) -> Iterator[dict[str, object]]:
+    """Loading fails in many ways: one line that names the judge and what to do. Gives the options of `from_pretrained`."""
+    options = {"revision": revision} | hub_options(source, f"judge {kind}")
     try:
-        yield
+        yield options
     except ImportError as error:
-        raise ValueError(f"judge {kind} {source} needs a package that is not installed ({error}): pip install livo[eval]") from None
-    except Exception as error:
+        missing = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(
-            f"judge {kind} {source} cannot be loaded ({error}): give a hub id that can be reached, or a folder"
+            f"judge {kind} {source} needs a package that is not installed ({missing}): pip install livo[eval]"
         ) from None
+    except Exception as error:
+        raise ValueError(f"judge {kind} {source} cannot be loaded ({' '.join(str(error).split())})") from None
 
 
 def revision(model: nn.Module) -> str:

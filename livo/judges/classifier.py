@@ -36,12 +36,11 @@ class ClassifierJudge(Judge):
         revision: str | None = None,
         device: str | torch.device = "cpu",
     ):
-        with loading(self.name, source):
+        with loading(self.name, source, revision) as hub:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-            options = {"revision": revision, "use_safetensors": True}
-            self.model = AutoModelForImageClassification.from_pretrained(source, **options).eval().to(device)
-            self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+            self.model = AutoModelForImageClassification.from_pretrained(source, **hub, use_safetensors=True).eval().to(device)
+            self.processor = AutoImageProcessor.from_pretrained(source, **hub)
         if getattr(self.model.config, "problem_type", None) == "multi_label_classification":
             raise ValueError(f"judge classifier {source}: its labels do not exclude each other, so they are no classes")
         labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]

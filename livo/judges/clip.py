@@ -35,11 +35,11 @@ class CLIPJudge(Judge):
         revision: str | None = None,
         device: str | torch.device = "cpu",
     ):
-        with loading(self.name, source):
+        with loading(self.name, source, revision) as hub:
             from transformers import AutoProcessor, CLIPModel
 
-            self.model = CLIPModel.from_pretrained(source, revision=revision, use_safetensors=True).eval().to(device)
-            self.processor = AutoProcessor.from_pretrained(source, revision=revision)
+            self.model = CLIPModel.from_pretrained(source, **hub, use_safetensors=True).eval().to(device)
+            self.processor = AutoProcessor.from_pretrained(source, **hub)
         self.words = classes
         self.templates = {name: template if isinstance(template, str) else template[name] for name in classes}
         self.attributes = {attribute: tuple(words) for attribute, words in classes.items()}

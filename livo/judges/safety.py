@@ -20,13 +20,12 @@ class SafetyCheckerJudge(Judge):
     name = "safety"
 
     def __init__(self, source: str, attribute: str = "nsfw", revision: str | None = None, device: str | torch.device = "cpu"):
-        with loading(self.name, source):
+        with loading(self.name, source, revision) as hub:
             from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
             from transformers import AutoImageProcessor
 
-            options = {"revision": revision, "use_safetensors": True}
-            self.model = StableDiffusionSafetyChecker.from_pretrained(source, **options).eval().to(device)
-            self.processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+            self.model = StableDiffusionSafetyChecker.from_pretrained(source, **hub, use_safetensors=True).eval().to(device)
+            self.processor = AutoImageProcessor.from_pretrained(source, **hub)
         self.attributes, self.measured = {attribute: RISK}, (attribute,)
         self.settings = {"source": str(source), "threshold": "the checker's own"}
         self.revision = revision_of(self.model)

@@ -35,13 +35,14 @@ class VisionLanguageJudge(Judge):
         revision: str | None = None,
         device: str | torch.device = "cpu",
     ):
-        with loading(self.name, source):
+        with loading(self.name, source, revision) as hub:
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
             dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-            options = {"revision": revision, "dtype": dtype, "use_safetensors": True}
-            self.model = AutoModelForImageTextToText.from_pretrained(source, **options).eval().to(device)
-            self.processor = AutoProcessor.from_pretrained(source, revision=revision)
+            self.model = (
+                AutoModelForImageTextToText.from_pretrained(source, **hub, dtype=dtype, use_safetensors=True).eval().to(device)
+            )
+            self.processor = AutoProcessor.from_pretrained(source, **hub)
         if prompt is None and not getattr(self.processor, "chat_template", None):
             raise ValueError(
                 f"judge vlm {source}: it has no chat template; give `prompt`, as in 'USER: <image>\\n{{question}} ASSISTANT:'"
