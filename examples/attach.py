@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import livo
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 from livo.pipeline import PAPERTOWN
 
 # For Stable Diffusion 1.5 or SDXL: load your own pipeline of either, and give attach(value_encoder=...) the encoder trained for it.
@@ -27,7 +27,7 @@ def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
     sheets.append(grid(out.images, 6, title="with values attached", note=out.decisions[0].why))
     livo.detach(pipe)
     sheets.append(grid(draw().images, 6, title="detached: the first row again, bit for bit"))
-    save_png(stack(sheets), output, [decision.to_dict() for decision in out.decisions])
+    save_picture(stack(sheets), output, [decision.to_dict() for decision in out.decisions])
 
 
 if __name__ == "__main__":

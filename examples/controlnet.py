@@ -8,7 +8,7 @@ from PIL import Image
 
 import livo
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: load your model here, and a ControlNetModel.from_pretrained(...) that was trained for it.
 MODEL = "papertown"
@@ -32,7 +32,7 @@ def main(output: Path = Path("controlnet.png"), steps: int = 20) -> None:
         )
         sheets.append(grid(out.images, 5, title="base" if value is None else "LiVO", note=out.decisions[0].why))
         record += [decision.to_dict() for decision in out.decisions]
-    save_png(stack(sheets), output, record)
+    save_picture(stack(sheets), output, record)
 
 
 if __name__ == "__main__":

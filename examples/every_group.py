@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline, ValueLedger
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -27,7 +27,7 @@ def main(output: Path = Path("every_group.png"), steps: int = 20) -> None:
         record += single.decisions
     sheets.append(grid(images, 10, [decision.direction or "" for decision in record[10:]], "ten calls of one image, one ledger"))
     print(Counter(decision.direction for decision in record[10:]))
-    save_png(stack(sheets), output, [decision.to_dict() for decision in record])
+    save_picture(stack(sheets), output, [decision.to_dict() for decision in record])
 
 
 if __name__ == "__main__":

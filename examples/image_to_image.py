@@ -8,7 +8,7 @@ from PIL import Image
 
 import livo
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: load your model here, and name the StableDiffusion(XL) classes of your pipeline below.
 MODEL = "papertown"
@@ -33,7 +33,7 @@ def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
             out = pipe(prompt, image=start, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
             sheets.append(grid(out.images, 5, title=f"{name}, {'base' if value is None else 'LiVO'}", note=out.decisions[0].why))
             record += [decision.to_dict() for decision in out.decisions]
-    save_png(stack(sheets), output, record)
+    save_picture(stack(sheets), output, record)
 
 
 if __name__ == "__main__":

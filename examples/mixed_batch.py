@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png
+from livo.pictures import grid, save_picture
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -26,7 +26,7 @@ def main(output: Path = Path("mixed_batch.png"), steps: int = 20) -> None:
     out = pipe(prompts, value=values, value_scale=scales, num_inference_steps=steps, guidance_scale=5.0, generator=seeds)
     applied = [any(d.applied for d in (image, *image.also)) for image in out.decisions]
     names = [", ".join(d.id or "as the base" for d in (image, *image.also)) for image in out.decisions]
-    save_png(grid(out.images, 6, names, "one batch", applied), output, [decision.to_dict() for decision in out.decisions])
+    save_picture(grid(out.images, 6, names, "one batch", applied), output, [decision.to_dict() for decision in out.decisions])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -22,7 +22,7 @@ def main(output: Path = Path("papertown.png"), steps: int = 20) -> None:
             title = f"{'base' if value is None else 'LiVO'}: {prompt}"
             sheets.append(grid(out.images, 6, title=title, marked=applied, note=out.decisions[0].why))
             record += [decision.to_dict() for decision in out.decisions]
-    save_png(stack(sheets), output, record)
+    save_picture(stack(sheets), output, record)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png
+from livo.pictures import grid, save_picture
 from livo.record import describe, read_record, save_images
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
@@ -23,7 +23,7 @@ def main(output: Path = Path("saved.png"), steps: int = 20) -> None:
     out = again(prompts, num_images_per_prompt=2, num_inference_steps=steps, guidance_scale=5.0, generator=seed)
     for file in save_images(out, folder / "images"):  # `livo inspect` reads them back too
         print(file, describe(read_record(file)), sep="\n")
-    save_png(grid(out.images, 6, title="saved and loaded"), output, [decision.to_dict() for decision in out.decisions])
+    save_picture(grid(out.images, 6, title="saved and loaded"), output, [decision.to_dict() for decision in out.decisions])
 
 
 if __name__ == "__main__":

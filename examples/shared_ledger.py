@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from livo import LiVOPipeline, ValueLedger
-from livo.pictures import grid, save_png
+from livo.pictures import grid, save_picture
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -32,7 +32,7 @@ def main(output: Path = Path("shared_ledger.png"), steps: int = 20, calls: int =
         workers = [subprocess.Popen([*command, str(worker), str(calls), str(steps)]) for worker in range(4)]
         assert not any(worker.wait() for worker in workers)
         print(ledger.counts("gender_equality"), ledger.counts("racial_equality"))
-        save_png(grid([Image.open(file) for file in sorted(Path(folder).glob("*.png"))], 10), output, [])
+        save_picture(grid([Image.open(file) for file in sorted(Path(folder).glob("*.png"))], 10), output, [])
 
 
 if __name__ == "__main__":

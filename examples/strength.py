@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -28,7 +28,7 @@ def main(output: Path = Path("strength.png"), steps: int = 20) -> None:
         grid(by_scale.images, 6, [f"value_scale {scale}" for scale in SCALES], "strength"),
         grid(by_range.images, 6, [f"steps {start:.0%} to {end:.0%}" for start, end in RANGES], "step range"),
     ]
-    save_png(stack(sheets), output, [decision.to_dict() for decision in (*by_scale.decisions, *by_range.decisions)])
+    save_picture(stack(sheets), output, [decision.to_dict() for decision in (*by_scale.decisions, *by_range.decisions)])
 
 
 if __name__ == "__main__":

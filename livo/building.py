@@ -25,7 +25,7 @@ from livo.files import differing, replacing, sweep, write_json
 from livo.hashing import weights_hash
 from livo.judges import Judge
 from livo.mixin import ValueMixin
-from livo.pictures import grid, save_png
+from livo.pictures import grid, save_picture
 from livo.pipeline import refuse_safety_checker
 from livo.precision import for_pipeline
 from livo.preferences import MANIFEST, PreferenceError, scheduler_record
@@ -447,7 +447,7 @@ def _contact_sheet(folder: Path, job: Job, pairs: list[tuple[dict, dict]], colum
             captions += [""] * blank
     if images:
         title = f"{job.principle.statement}{', directions' * job.directions}: {len(pairs)} pairs, aligned above violating"
-        save_png(grid(images, columns, captions, title), folder / f"{job.name}.png", {"job": job.name})
+        save_picture(grid(images, columns, captions, title), folder / f"{job.name}.png", {"job": job.name})
 
 
 def _key(text: str) -> str:

@@ -28,7 +28,7 @@ from livo.judges import Judge
 from livo.ledger import ValueLedger
 from livo.metrics import clip_score
 from livo.mixin import ValueMixin
-from livo.pictures import save_png
+from livo.pictures import save_picture
 from livo.pipeline import refuse_safety_checker
 from livo.precision import for_pipeline
 from livo.preferences import scheduler_record
@@ -275,7 +275,7 @@ def _make(
     if settings.keep:
         _keep(images, decisions, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
     rows = {
-        "decisions": decisions,
+        "decisions": [{name: value for name, value in decision.items() if name != "settings"} for decision in decisions],
         "digests": list(map(image_digest, images)),
         "seconds": seconds,
         "peak": peak_memory(pipe.device),
@@ -339,7 +339,9 @@ def _pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
 def _keep(images: Sequence[Image.Image], decisions: Sequence[dict], folder: Path, places: Sequence[int], each: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i, (image, decision) in enumerate(zip(images, decisions, strict=True)):
-        save_png(image, folder / f"{places[i // each]:05}-{i % each:03}.png", [decision] if decision else {"made by": folder.name})
+        save_picture(
+            image, folder / f"{places[i // each]:05}-{i % each:03}.png", [decision] if decision else {"made by": folder.name}
+        )
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 from livo.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import Rows, ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
+from livo.drawing import model_record, noise_of, settings_of, size_of
 from livo.family import check_family, constructor
 from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
@@ -90,9 +91,10 @@ class ValueMixin(SavedValues):
     # --- loading and saving ---------------------------------------------------------------------------------------------
 
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
-        """As the base's."""
+        """See the base class."""
+        model_record(self)  # as long as the weights are in reach: their hashes are remembered
         if self.value_encoder is not None:
-            weights_hash(self.value_encoder)  # for the record, as long as its weights are in reach
+            weights_hash(self.value_encoder)
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     # --- generation -----------------------------------------------------------------------------------------------------
@@ -139,6 +141,7 @@ class ValueMixin(SavedValues):
             if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
                 prompt = None  # the base takes one of them
             plan = self._planned(decisions)
+            drawn_with = self._drawn_with(given, len(decisions))
             if plan is None:
                 with acting(None):
                     out = super().__call__(prompt, **given)
@@ -155,6 +158,10 @@ class ValueMixin(SavedValues):
                         self._check_acted(plan)
                 finally:
                     self._plan = None
+        decisions = [
+            replace(_with(decision, seed=seed, image=number), settings=settings | {"size": size_of(image, self.vae_scale_factor)})
+            for decision, (seed, number, settings), image in zip(decisions, drawn_with, out.images, strict=True)
+        ]
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
         return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
 
@@ -285,11 +292,14 @@ class ValueMixin(SavedValues):
         again = [0 if one_each else prompts[:i].count(text) for i, text in enumerate(prompts)]
         seeds = [(self._seed(generator[i * number] if one_each else generator), again[i]) for i in range(len(prompts))]
         chooser = ValueChooser(self.retriever, self.value_encoder, self.value_scale)
-        decisions = chooser.choose(prompts, wishes, number, seeds, reservation)
-        if generator is None:
-            return decisions
-        of = [(generator[i].initial_seed(), 0) if one_each else (generator.initial_seed(), i) for i in range(images)]
-        return [_with(decision, seed=seed, image=i) for decision, (seed, i) in zip(decisions, of, strict=True)]
+        return chooser.choose(prompts, wishes, number, seeds, reservation)
+
+    def _drawn_with(self, given: dict, images: int) -> list[tuple[int, int, dict]]:
+        """For each image its seed, its number among those of the generator, and the settings of the call, before it begins."""
+        each = given.get("num_images_per_prompt") or 1
+        settings = settings_of(self, given, images // each)
+        noise = noise_of(given.get("generator"), images, self._execution_device)
+        return [(n["seed"], n["image"], settings[i // each] | {"generator": n["generator"]}) for i, n in enumerate(noise)]
 
     def _seed(self, generator: torch.Generator | None) -> int:
         """A digest of the generator's state, or of the global one's. Neither is advanced, but each call's noise advances it."""

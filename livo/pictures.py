@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
 
 from livo.files import replacing
 
 METADATA_KEY = "livo"
+RECORD_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}  # by suffix: those that hold a record
+_ASCII = b"ASCII\0\0\0"  # how EXIF's UserComment names its encoding
+_EXIF = 65_000  # bytes of a comment: JPEG's EXIF segment holds 65,533
 _BACKGROUND, _INK, _ACCENT = "#ffffff", "#20242c", "#1a7f5a"
 
 
@@ -65,12 +68,43 @@ def fit(text: str, face: ImageFont.ImageFont, width: float) -> str:
     return text + "…"
 
 
-def save_png(image: Image.Image, file: Path, record: object) -> None:
-    """Write the picture with `record` as JSON in its metadata, under a temporary name first."""
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
+def save_picture(image: Image.Image, file: Path, record: object) -> None:
+    """Write the picture with `record` as JSON in its metadata, whole or not at all.
+
+    PNG keeps it as the text "livo", JPEG (quality 95) and WebP (lossless) as the EXIF tag UserComment.
+
+    Raises:
+        ValueError: the name ends in none of these formats, or the record is longer than the 64 kB that EXIF holds.
+    """
+    kind = RECORD_FORMATS.get(file.suffix.lower().removeprefix("."))
+    if kind is None:
+        known = ", ".join(f".{name}" for name in RECORD_FORMATS)
+        raise ValueError(f"{file}: {file.suffix or 'a name without a suffix'} holds no record; end the name in one of {known}")
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
+        how = {"pnginfo": info}
+    else:
+        comment = _ASCII + json.dumps({METADATA_KEY: record}).encode("ascii")
+        if len(comment) > _EXIF:
+            raise ValueError(f"{file}: its record takes {len(comment)} bytes, EXIF holds {_EXIF}; write a .png")
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+        how = {"exif": exif} | ({"quality": 95} if kind == "JPEG" else {"lossless": True})
+        image = image.convert("RGB") if kind == "JPEG" else image
     with replacing(file) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format=kind, **how)
+
+
+def read_metadata(image: Image.Image) -> str | None:
+    """The record in an opened picture, as JSON; None where there is none."""
+    if image.format == "PNG":
+        return image.info.get(METADATA_KEY) or image.text.get(METADATA_KEY)  # which looks behind the pixels too
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    comment = comment if isinstance(comment, bytes) else str(comment).encode()
+    start = f'{{"{METADATA_KEY}": '.encode()
+    text = comment.removeprefix(_ASCII).strip(b"\0 ")
+    return text[len(start) : -1].decode("ascii", "replace") if text.startswith(start) else None
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: Path) -> None:

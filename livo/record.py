@@ -1,26 +1,26 @@
-"""The record of an image: what was decided for it, what carried it out, and the PNG that keeps both together."""
+"""The record of an image: what was decided for it, what carried it out, and the image file that keeps both together."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from livo.deciding import ValueDecision
-from livo.pictures import METADATA_KEY, save_png
+from livo.pictures import RECORD_FORMATS, read_metadata, save_picture
 
 
 @dataclass(frozen=True)
 class ImageDecision(ValueDecision):
     """A ValueDecision as it was carried out on one image.
 
-    `encoder` is the hash of the value encoder's weights (`livo.hashing.weights_hash`), `seed` that of the image's generator when it
-    was made, `image` the number of the image among those that share it; `start` and `end` are the part of the sampler's steps in which
-    the token acted, 0 to 1. `conflicts` says what works against another value on the same image. Fields are None where there is
-    nothing to tell: no value, or no generator.
+    `encoder` is the identifier of the value encoder's weights (`livo.hashing.weights_hash`). `seed` is that of the image's generator,
+    of the global one where none was given, and `image` the number of the image among those that share it. `start` and `end` are the part
+    of the sampler's steps in which the token acted, 0 to 1. `conflicts` says what works against another value on the same image.
+    `settings` holds what else the image was drawn with (`livo.drawing.settings_of`). Fields are None where there is nothing to tell.
     """
 
     encoder: str | None = None
@@ -29,6 +29,7 @@ class ImageDecision(ValueDecision):
     start: float | None = None
     end: float | None = None
     conflicts: tuple[str, ...] = ()
+    settings: Mapping[str, object] | None = None
 
     @classmethod
     def of(cls, decision: ValueDecision) -> ImageDecision:
@@ -36,34 +37,43 @@ class ImageDecision(ValueDecision):
         return cls(**{field.name: getattr(decision, field.name) for field in fields(decision)})
 
 
-def save_images(out, folder: str | Path) -> list[Path]:
-    """Write each image of a pipeline's output as `folder/000.png`, ..., with its decision in the metadata.
+def save_images(out, folder: str | Path, format: str = "png") -> list[Path]:
+    """Write each image of a pipeline's output as `folder/000.png`, ..., with its record in the metadata.
+
+    Args:
+        format: "png", "jpg" (quality 95) or "webp" (lossless): the formats that hold a record.
 
     Raises:
-        ValueError: the images are not PIL images, or a file is there already.
+        ValueError: the images are not PIL images, the format holds no record, or a file is there already.
     """
     if not all(isinstance(image, Image.Image) for image in out.images):
         raise ValueError("the images are not pictures: call the pipeline with output_type='pil'")
-    files = [Path(folder) / f"{i:03}.png" for i in range(len(out.images))]
+    if format not in RECORD_FORMATS:
+        raise ValueError(f"format is {format!r}: choose one of {', '.join(RECORD_FORMATS)}, which hold a record")
+    files = [Path(folder) / f"{i:03}.{format}" for i in range(len(out.images))]
     for file in files:
         if file.exists():
             raise ValueError(f"{file} is there already: name an empty folder")
     for file, image, decision in zip(files, out.images, out.decisions, strict=True):
-        save_png(image, file, [decision.to_dict()])
+        save_picture(image, file, [decision.to_dict()])
     return files
 
 
 def read_record(file: str | Path) -> list[dict]:
-    """The decisions in a PNG that LiVO wrote, as dictionaries.
+    """The records in a PNG, JPEG or WebP that LiVO wrote, one for each image that it shows.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no picture, or holds no record.
+        FileNotFoundError: no such file. ValueError: it is no picture, or holds no record that can be read.
     """
     try:
         with Image.open(file) as image:
-            text = getattr(image, "text", {}).get(METADATA_KEY)
+            text = read_metadata(image)
     except UnidentifiedImageError:
         raise ValueError(f"{file}: not a picture that can be read") from None
+    except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's own error: no such file, no permission
+            raise
+        raise ValueError(f"{file}: its metadata cannot be read ({error}); the file is damaged") from None
     if text is None:
         raise ValueError(
             f"{file}: no record of LiVO in it; it was not written by LiVO, or was saved again by a program that drops it"
@@ -72,23 +82,19 @@ def read_record(file: str | Path) -> list[dict]:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: its record cannot be read ({error})") from None
-    return record if isinstance(record, list) else [record]
+    except RecursionError:
+        raise ValueError(f"{file}: its record cannot be read (nested too deeply)") from None
+    entries = record if isinstance(record, list) else [record]
+    if not entries or not all(map(_well_formed, entries)):
+        raise ValueError(f"{file}: its record is not one that LiVO writes")
+    return entries
 
 
-def describe(record: Sequence[dict]) -> str:
-    """A few lines for each image of a record."""
-    lines = []
-    for i, entry in enumerate(record):
-        if "prompt" not in entry:
-            lines.append("; ".join(f"{name}: {value}" for name, value in entry.items()))
-            continue
-        lines.append(f"image {i}: {entry['prompt']}")
-        for decision in (entry, *entry.get("also", ())):
-            received = "received the token" if decision.get("applied") else "without the token"
-            name = decision.get("id") or decision.get("statement") or "no value"
-            lines.append(f"  {name}: {received}; {decision.get('why')}")
-            told = ("statement", "direction", "scale", "start", "end", "score", "threshold", "nearest_exemplar", "encoder", "seed")
-            facts = [f"{key} {decision[key]}" for key in told if decision.get(key) is not None]
-            lines += [f"    {', '.join(facts)}"] * bool(facts)
-            lines += [f"    conflict: {conflict}" for conflict in decision.get("conflicts", ())]
-    return "\n".join(lines)
+def _well_formed(entry: object) -> bool:
+    """Whether an entry is an object whose parts have the types that readers rely on; parts may be null or missing."""
+    if not isinstance(entry, dict):
+        return False
+    kinds = {"prompt": str, "also": list, "conflicts": list, "settings": dict, "id": str, "statement": str, "direction": str}
+    if any(entry.get(name) is not None and not isinstance(entry[name], kind) for name, kind in kinds.items()):
+        return False
+    return all(map(_well_formed, entry.get("also") or ()))

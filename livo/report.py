@@ -14,7 +14,7 @@ from PIL import Image
 
 from livo.evaluation import Readings
 from livo.files import replacing
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 from livo.results import cell
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#20242c}
@@ -71,7 +71,7 @@ def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Ima
 def write(folder: Path, result: Mapping, found: Mapping[str, Readings]) -> None:
     """contact.png and report.html in the evaluation's folder."""
     sheet = contact_sheet(found)
-    save_png(sheet, folder / "contact.png", {"settings": result["settings"], "methods": list(found)})
+    save_picture(sheet, folder / "contact.png", {"settings": result["settings"], "methods": list(found)})
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(_page(result, found, sheet), encoding="utf-8")
 

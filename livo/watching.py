@@ -14,7 +14,7 @@ from livo.judges import Judge
 from livo.metrics import counts, d1, share
 from livo.mixin import ValueMixin
 from livo.optimising import Record
-from livo.pictures import curves, grid, save_png, stack
+from livo.pictures import curves, grid, save_picture, stack
 from livo.precision import Precision
 from livo.principles import ValuePrinciple
 
@@ -108,7 +108,7 @@ def validate(
     finally:
         pipe.vae.to("cpu")
         pipe.text_encoder.to("cpu")
-    save_png(stack(sheets), file, {"prompts": list(prompts), "seed": config.seed})
+    save_picture(stack(sheets), file, {"prompts": list(prompts), "seed": config.seed})
     return found
 
 

@@ -226,7 +226,7 @@ def test_several_images_several_generators_and_a_negative_prompt_go_together(pip
         np.testing.assert_allclose(out.images[i], single, atol=2e-4)
     assert [(d.seed, d.image) for d in out.decisions] == [(0, 0), (1, 0), (2, 0), (3, 0)]
     batch = pipe(WARRIOR, num_images_per_prompt=2, generator=seeded(7), **FAST).decisions
-    assert [(d.seed, d.image) for d in batch] == [(7, 0), (7, 1)] and pipe(WARRIOR, **FAST).decisions[0].seed is None
+    assert [(d.seed, d.image) for d in batch] == [(7, 0), (7, 1)] and pipe(WARRIOR, **FAST).decisions[0].seed is not None
 
 
 # --- words ------------------------------------------------------------------------------------------------------------------

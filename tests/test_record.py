@@ -8,13 +8,14 @@ import torch
 import yaml
 from conftest import WordEmbedder
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from livo import LiVOPipeline
 from livo.cli import main
 from livo.config import TrainingConfig
 from livo.environment import known_bad, versions
 from livo.hashing import weights_hash
-from livo.pictures import save_png
+from livo.pictures import save_picture
 from livo.publishing import weights_card
 from livo.record import read_record, save_images
 
@@ -68,7 +69,7 @@ def test_a_record_tells_how_to_draw_the_image_again(pipe, tmp_path):
 def test_pictures_without_a_record_are_named(pipe, tmp_path, capsys):
     Image.new("RGB", (4, 4)).save(tmp_path / "bare.png")
     (tmp_path / "text.png").write_text("not a picture")
-    save_png(Image.new("RGB", (4, 4)), tmp_path / "sheet.png", {"what": "a sheet"})
+    save_picture(Image.new("RGB", (4, 4)), tmp_path / "sheet.png", {"what": "a sheet"})
     for name, words in (("bare.png", "no record of LiVO"), ("text.png", "not a picture"), ("absent.png", "absent.png")):
         assert main(["inspect", str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
@@ -80,6 +81,89 @@ def test_pictures_without_a_record_are_named(pipe, tmp_path, capsys):
         save_images(out, tmp_path / "twice")
     with pytest.raises(ValueError, match="output_type='pil'"):
         save_images(draw(pipe, CAT, output_type="np"), tmp_path / "arrays")
+
+
+def test_a_folder_is_a_table_and_broken_files_get_one_line_each(pipe, tmp_path, capsys):
+    out = draw(pipe, [DOCTOR, "a cat\x1b[31m\non a mat"], value=[("bloody", "gender_equality"), None])
+    for format in ("png", "jpg"):
+        save_images(out, tmp_path / format, format)
+    (tmp_path / "png" / "cut.png").write_bytes((tmp_path / "png" / "000.png").read_bytes()[:300])
+    Image.new("RGB", (4, 4)).save(tmp_path / "bare.webp")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert main(["inspect", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    head, *rows = told.out.splitlines()
+    assert head.split() == ["file", "prompt", "values", "seed", "encoder", "applied"]
+    assert [row.split()[0] for row in rows] == ["jpg/000.jpg", "jpg/001.jpg", "png/000.png", "png/001.png"]
+    assert all(word in rows[0] for word in (DOCTOR, "bloody + gender_equality", " 11 ", weights_hash(pipe.value_encoder)))
+    assert rows[1].split()[1:] == ["a", "cat", "[31m", "on", "a", "mat", "none", "11", "no"]
+    problems = told.err.splitlines()
+    assert len(problems) == 2 and "bare.webp: no record of LiVO" in problems[0] and "cut.png: its metadata cannot" in problems[1]
+    assert main(["inspect", "--json", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["file"] == str(tmp_path / "jpg" / "000.jpg") and lines[0]["record"] == read_record(lines[0]["file"])
+    for name in ("jpg", "png"):
+        for file in (tmp_path / name).iterdir():
+            file.write_text("not a picture")
+    assert main(["inspect", str(tmp_path)]) == 2 and "none of 6 pictures could be read" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["inspect", str(tmp_path / "empty")]) == 2 and "no picture in it" in capsys.readouterr().err
+
+
+def test_a_single_file_shows_the_full_record(pipe, tmp_path, capsys):
+    (file,) = save_images(draw(pipe, WARRIOR, negative_prompt="a dog"), tmp_path, "webp")
+    assert main(["inspect", str(file), str(tmp_path / "absent.png")]) == 0
+    told = capsys.readouterr()
+    assert "absent.png" in told.err and len(told.err.splitlines()) == 1
+    for words in (
+        "seed 11, image 0",
+        "num_inference_steps=2",
+        "negative_prompt=a dog",
+        "DDIMScheduler",
+        "weights=float32",
+        "torch=",
+    ):
+        assert words in told.out
+    assert weights_hash(pipe.value_encoder) in told.out and weights_hash(pipe.unet) in told.out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("7", "not one that LiVO writes"),
+        ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
+        ("[]", "not one that LiVO writes"),
+        ('[{"prompt": 3}]', "not one that LiVO writes"),
+        ('{"prompt": "a cat", "also": [1]}', "not one that LiVO writes"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_hostile_records_get_one_line(tmp_path, capsys, text, words):
+    info = PngInfo()
+    info.add_itxt("livo", text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "odd.png", pnginfo=info)
+    assert main(["inspect", str(tmp_path / "odd.png")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+
+
+def test_a_record_of_an_older_version_is_still_read(tmp_path, capsys):
+    old = {
+        "prompt": DOCTOR,
+        "id": "gender_equality",
+        "statement": "gender equality",
+        "score": 0.9,
+        "threshold": 0.6,
+        "why": "asked",
+    }
+    old |= {"scale": 1.0, "applied": True, "direction": "female", "also": [], "encoder": "0123456789ab", "seed": 4, "image": 0}
+    info = PngInfo()
+    info.add_itxt("livo", json.dumps([old | {"conflicts": None}, {"what": "a sheet"}]))
+    Image.new("RGB", (4, 4)).save(tmp_path / "old.png", pnginfo=info)
+    assert main(["inspect", str(tmp_path / "old.png")]) == 0
+    assert "gender_equality: received the token; asked" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "gender_equality > female  4     0123456789ab  yes" in capsys.readouterr().out
 
 
 # --- livo env -------------------------------------------------------------------------------------------------------------

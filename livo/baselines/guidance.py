@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import encode
+from livo.drawing import noted
 
 
 class GuidanceEdit:
@@ -41,6 +42,7 @@ class GuidanceEdit:
     def record(self) -> dict[str, object]:
         return {"method": self.method, **asdict(self)}
 
+    @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
         if self.idle():

@@ -9,6 +9,8 @@ from inspect import Signature, signature
 
 from diffusers import DiffusionPipeline
 
+from livo.drawing import noted
+
 
 @dataclass(frozen=True)
 class NegativePrompt:
@@ -19,6 +21,7 @@ class NegativePrompt:
     def record(self) -> dict[str, object]:
         return {"method": "negative prompt", **asdict(self)}
 
+    @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
         if not self.words:

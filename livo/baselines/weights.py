@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
+from livo.drawing import noted
 from livo.files import replacing
 from livo.hashing import tensors_hash
 from livo.weights import check_tensors, read_tensors
@@ -32,6 +33,7 @@ class WeightEdit:
     def __init__(self, weights: Mapping[str, torch.Tensor], settings: Mapping[str, object] | None = None):
         self.weights, self.settings = dict(weights), dict(settings or {})
 
+    @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
         self.check(pipe, self.method)

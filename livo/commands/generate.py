@@ -50,7 +50,7 @@ def run(args) -> None:
     from livo.files import write_json
     from livo.judges import load_judge
     from livo.ledger import ValueLedger
-    from livo.pictures import grid, save_png, stack
+    from livo.pictures import grid, save_picture, stack
     from livo.pipeline import load_pipeline
     from livo.precision import for_pipeline
 
@@ -99,7 +99,7 @@ def run(args) -> None:
         drawn = {"seed": args.seed, "precision": precision.record()}
         record += [decision.to_dict() | drawn | {"image": i} for i, decision in enumerate(out.decisions)]
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
-    save_png(stack(sheets), args.output, record)
+    save_picture(stack(sheets), args.output, record)
     beside = args.output.with_suffix(".json")
     write_json(beside, record)
     print(f"{args.output} and {beside} written")

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args) -> None:
     from livo.papertown.show import world_sheet
-    from livo.pictures import save_png
+    from livo.pictures import save_picture
 
-    save_png(world_sheet(), args.output, {"what": "Papertown, rendered"})
+    save_picture(world_sheet(), args.output, {"what": "Papertown, rendered"})
     print(f"{args.output} written")

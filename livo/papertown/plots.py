@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from livo.files import replacing
-from livo.pictures import grid, save_png, stack
+from livo.pictures import grid, save_picture, stack
 
 _OURS, _OTHERS, _GAMMA = "#1a7f5a", "#5a6270", "#d98e04"
 
@@ -96,7 +96,7 @@ def samples(found: Mapping[str, object], file: Path, prompts: Sequence[int] = (0
                 images = [Image.fromarray(array) for array in read.thumbnails[i]]
                 rows.append(grid(images, len(images), title=f"{name}: {read.prompts[i].text}", cell=64))
         sheets += rows
-    save_png(_columns(sheets, 3), file, {"what": "the first images of one prompt of each kind, by method"})
+    save_picture(_columns(sheets, 3), file, {"what": "the first images of one prompt of each kind, by method"})
 
 
 def _columns(sheets: Sequence[Image.Image], columns: int) -> Image.Image:
