@@ -6,19 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
 from livo.files import replacing
+from livo.lettering import letter
 
 METADATA_KEY = "livo"
 RECORD_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}  # by suffix: those that hold a record
 _ASCII = b"ASCII\0\0\0"  # how EXIF's UserComment names its encoding
 _EXIF = 65_000  # bytes of a comment: JPEG's EXIF segment holds 65,533
 _BACKGROUND, _INK, _ACCENT = "#ffffff", "#20242c", "#1a7f5a"
-
-
-def font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+_READABLE = 480  # pixels: a sheet of one small picture is as wide as this where its text needs it
 
 
 def grid(
@@ -30,22 +28,38 @@ def grid(
     note: str = "",
     cell: int = 128,
 ) -> Image.Image:
-    """Pictures in rows of `columns`, each `cell` pixels wide, under a title and a note, with a caption below each and a frame
-    around those that are `marked`."""
-    head, foot, gap = (28 if title else 0) + (18 if note else 0), (16 if captions else 0), 6
+    """Pictures in rows of `columns`, each `cell` pixels wide, under a title and a note, with a caption below each and a frame around
+    those that are `marked`.
+
+    A title or note that is wider than the pictures widens the sheet up to `_READABLE` pixels and is wrapped beyond; captions are
+    wrapped below their pictures.
+    """
+    gap = 6
+    width = columns * (cell + gap) + gap
+    if width < _READABLE:
+        needed = max(letter(title, 17).width, letter(note, 12).width) + 2 * gap + 4
+        width = max(width, min(needed, _READABLE))
+    head = [
+        (letter(text, size, width - 2 * gap - 4, 4), ink) for text, size, ink in ((title, 17, _INK), (note, 12, _ACCENT)) if text
+    ]
+    top = sum(text.height + 4 for text, _ in head) + (2 if head else 0)
+    below = [letter(caption, 11, cell - 2, 4) for caption in captions or ()]
+    foot = max((text.height for text in below), default=-4) + 4
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (cell + gap) + gap, head + rows * (cell + foot + gap) + gap), _BACKGROUND)
+    sheet = Image.new("RGB", (width, top + rows * (cell + foot + gap) + gap), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap + 2, 6), fit(title, font(17), sheet.width - 2 * gap), _INK, font(17))
-    draw.text((gap + 2, 29), fit(note, font(12), sheet.width - 2 * gap), _ACCENT, font(12))
+    y = 4
+    for text, ink in head:
+        text.draw(draw, gap + 2, y, ink)
+        y += text.height + 4
     for i, image in enumerate(images):
-        x, y = gap + (i % columns) * (cell + gap), head + gap + (i // columns) * (cell + foot + gap)
+        x, y = gap + (i % columns) * (cell + gap), top + gap + (i // columns) * (cell + foot + gap)
         resampling = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
         sheet.paste(image.convert("RGB").resize((cell, cell), resampling), (x, y))
         if marked and marked[i]:
             draw.rectangle((x - 3, y - 3, x + cell + 2, y + cell + 2), outline=_ACCENT, width=3)
         if captions:
-            draw.text((x + 1, y + cell + 2), fit(captions[i], font(11), cell), _INK, font(11))
+            below[i].draw(draw, x + 1, y + cell + 3, _INK)
     return sheet
 
 
@@ -57,15 +71,6 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
         whole.paste(sheet, (0, y))
         y += sheet.height
     return whole
-
-
-def fit(text: str, face: ImageFont.ImageFont, width: float) -> str:
-    """`text`, shortened until it is at most `width` pixels wide."""
-    if face.getlength(text) <= width:
-        return text
-    while text and face.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def save_picture(image: Image.Image, file: Path, record: object) -> None:
@@ -127,24 +132,36 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: 
 
 
 def bars(title: str, classes: Mapping[str, Mapping[str, float]], width: int) -> Image.Image:
-    """Horizontal bars: for each class its shares under each name, as in {"female": {"asked": 0.5, "measured": 0.48}}."""
+    """Horizontal bars: for each class its shares under each name, as in {"female": {"asked": 0.5, "measured": 0.48}}.
+
+    `width` in pixels is at least `_READABLE`.
+    """
     colors = ("#c9ced6", "#7fb8a4", _ACCENT, "#d98e04")
+    width = max(width, _READABLE)
     names = list(next(iter(classes.values())))
-    row, head = 14 * len(names) + 8, 28
-    sheet = Image.new("RGB", (width, head + row * len(classes) + 20), _BACKGROUND)
+    head = letter(title, 15, width - 16, 2)
+    labels = [letter(label, 12, width // 3, 2) for label in classes]
+    left, right = max(90, 20 + max(label.width for label in labels)), width - 60
+    keys = [letter(name, 11) for name in names]
+    places, x, line = [], left, 0
+    for key in keys:  # the legend, in as many lines as it needs
+        if x > left and x + 14 + key.width > width - 8:
+            x, line = left, line + 1
+        places.append((x, line))
+        x += 32 + key.width
+    row, top = max(14 * len(names), max(label.height for label in labels)) + 8, head.height + 12
+    legend = top + row * len(classes)
+    sheet = Image.new("RGB", (width, legend + 16 * (line + 1) + 4), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((8, 6), fit(title, font(15), width - 16), _INK, font(15))
-    left, right = 90, width - 60
-    for i, (label, shares) in enumerate(classes.items()):
-        top = head + i * row
-        draw.text((8, top), fit(label, font(12), left - 12), _INK, font(12))
+    head.draw(draw, 8, 6, _INK)
+    for i, (label, shares) in enumerate(zip(labels, classes.values(), strict=True)):
+        y = top + i * row
+        label.draw(draw, 8, y, _INK)
         for j, name in enumerate(names):
-            y = top + 14 * j
-            draw.rectangle((left, y + 2, left + max(1, (right - left) * shares[name]), y + 12), fill=colors[j % 4])
-            draw.text((left + (right - left) * shares[name] + 4, y), f"{100 * shares[name]:.0f}%", _INK, font(11))
-    x = left
-    for j, name in enumerate(names):
-        draw.rectangle((x, sheet.height - 14, x + 10, sheet.height - 4), fill=colors[j % 4])
-        draw.text((x + 14, sheet.height - 16), name, _INK, font(11))
-        x += 30 + font(11).getlength(name)
+            end = left + (right - left) * shares[name]
+            draw.rectangle((left, y + 14 * j + 2, max(left + 1, end), y + 14 * j + 12), fill=colors[j % 4])
+            letter(f"{100 * shares[name]:.0f}%", 11).draw(draw, end + 4, y + 14 * j, _INK)
+    for j, (key, (x, line)) in enumerate(zip(keys, places, strict=True)):
+        draw.rectangle((x, legend + 16 * line + 2, x + 10, legend + 16 * line + 12), fill=colors[j % 4])
+        key.draw(draw, x + 14, legend + 16 * line, _INK)
     return sheet

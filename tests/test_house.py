@@ -13,6 +13,7 @@ ROWS = [
     {
         "arguments",
         "hashing",
+        "lettering",
         "logs",
         "extras",
         "hub",
