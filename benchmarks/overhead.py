@@ -25,7 +25,7 @@ from diffusers import StableDiffusionPipeline
 from train_step import sd15
 
 from livo import LiVOPipeline, ValueEncoder
-from livo.evaluation import peak_memory, reset_peak_memory
+from livo.memory import peak_memory, reset_peak_memory
 from livo.principles import bundled_principles
 
 WAYS = ("bare", "bare again", "no value", "a value", "half a value")

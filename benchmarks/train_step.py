@@ -35,9 +35,9 @@ from livo.adapters import ValueEncoderAdapter
 from livo.batches import Batches, cached
 from livo.conditioning import encode_value, fuse, tokenize, value_text
 from livo.config import TrainingConfig
-from livo.evaluation import peak_memory, reset_peak_memory
 from livo.judges import load_judge
 from livo.loss import Loss, objective_function
+from livo.memory import peak_memory, reset_peak_memory
 from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from safetensors.torch import safe_open, save_file
 
 from livo.files import differing, remove, replacing, write_json
 from livo.hashing import weights_hash
-from livo.judges import Judge
+from livo.judges import Judge, broken, judge_all
 from livo.ledger import ValueLedger
+from livo.memory import peak_memory, reset_peak_memory
 from livo.metrics import clip_score
 from livo.mixin import ValueMixin
 from livo.pictures import save_picture
@@ -35,7 +36,8 @@ from livo.preferences import scheduler_record
 from livo.prompts import Prompt
 
 CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
-_THUMBNAIL, _SMALL = 128, 16
+_FORMAT = 2  # of the readings on disk: 2 says which images are broken
+_THUMBNAIL, SMALL = 128, 16
 _OTHER_SEEDS = 0x5BD1E995  # far from any other image's seed; torch's generator on a CPU reads 32 bits of a seed
 
 
@@ -100,23 +102,6 @@ class Progress:
     wanted: int
 
 
-@dataclass
-class Readings:
-    """All that was read of a method's images, prompt by prompt: P prompts, N images each."""
-
-    method: Method
-    prompts: list[Prompt]
-    scores: dict[str, dict[str, np.ndarray]]  # judge -> attribute -> probabilities (P, N, classes)
-    features: np.ndarray | None  # (P, N, F)
-    clip: np.ndarray | None  # (P, N)
-    thumbnails: list[np.ndarray]  # for each prompt (shown, h, w, 3)
-    small: np.ndarray  # (P, N, 16, 16, 3), every image
-    decisions: list[list[dict]]
-    digests: list[list[str]]
-    seconds: float
-    peak: float  # bytes
-
-
 def evaluate(
     pipe: DiffusionPipeline,
     methods: Sequence[Method],
@@ -131,12 +116,15 @@ def evaluate(
     """Make and judge the images of every method; yield a record at its start and after each unit. This process is `rank` of `world`.
 
     The first judge that has `embed` gives the features. The first process should `claim` the folder before the others start, and
-    when all have come to their end, `gather` reads what was found.
+    when all have come to their end, `livo.readings.gather` reads what was found. Broken images (see `livo.judges.broken`) are counted
+    and not judged.
 
     Raises:
-        ValueError: the folder holds an evaluation of other prompts, settings, judges or weights.
+        ValueError: the folder holds an evaluation of other prompts, settings, judges or weights; or a judge is for another model.
     """
     refuse_safety_checker(pipe)
+    for judge in judges:
+        judge.check_pipeline(pipe)
     if not methods or len({method.name for method in methods}) < len(methods):
         raise ValueError(f"methods {[method.name for method in methods]}: give at least one, and each another name")
     if rank == 0:
@@ -146,12 +134,12 @@ def evaluate(
         mine = list(method.prompts or prompts)
         if rank == 0:
             record = method.record() | (_values(pipe) if method.value is not None else {"value_encoder": None})
-            _claim_file(_folder(folder, method) / METHOD, record, f"method {method.name!r}")
+            _claim_file(method_folder(folder, method) / METHOD, record, f"method {method.name!r}")
         work = units(len(mine), settings)
         done = 0
         yield Progress(method.name, 0, len(mine) * settings.images)
         for number, unit in enumerate(work):
-            file = _folder(folder, method) / f"{number:06}.safetensors"
+            file = method_folder(folder, method) / f"{number:06}.safetensors"
             done += len(unit) * settings.images
             if number % world != rank:
                 continue
@@ -171,6 +159,7 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
     parts = ("unet", "text_encoder", "text_encoder_2", "vae")
     weights = {name: weights_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
     content = {
+        "format": _FORMAT,
         "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
         "settings": {name: value for name, value in asdict(settings).items() if name != "precision"},
         "judges": [judge.record() for judge in judges],
@@ -190,53 +179,6 @@ def _values(pipe: DiffusionPipeline) -> dict[str, object]:
         "principles": {principle.id: _digest(asdict(principle)) for principle in pipe.principles},
         **{name: pipe.config[name] for name in ("value_scale", "prompt_padding")},
     }
-
-
-def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> Readings:
-    """What all processes found of a method's images.
-
-    Raises:
-        FileNotFoundError: not all of it is there yet.
-    """
-    mine = list(method.prompts or prompts)
-    shape = (len(mine), settings.images)
-    tensors: dict[str, list[np.ndarray]] = {}
-    rows: list[dict] = []
-    for number, _ in enumerate(units(len(mine), settings)):
-        file = _folder(folder, method) / f"{number:06}.safetensors"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there yet: the evaluation of {method.name} has not come to its end")
-        with safe_open(file, "np") as unit:
-            rows.append(json.loads(unit.metadata()["rows"]))
-            for key in unit.keys():  # noqa: SIM118, a safetensors file is no mapping
-                tensors.setdefault(key, []).append(unit.get_tensor(key))
-    joined = {key: np.concatenate(parts) for key, parts in tensors.items()}
-    scores: dict[str, dict[str, np.ndarray]] = {judge_name(judge, judges): {} for judge in judges}
-    for judge, attributes in scores.items():
-        for key, values in joined.items():
-            if key.startswith(f"score/{judge}/"):
-                attributes[key.split("/", 2)[2]] = values.reshape(*shape, -1)
-    by_prompt = {key: [row for unit in rows for row in unit[key]] for key in ("decisions", "digests")}
-    cut = {key: [values[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])] for key, values in by_prompt.items()}
-    shown = min(settings.shown, settings.images)
-    return Readings(
-        method,
-        mine,
-        scores,
-        joined["features"].reshape(*shape, -1) if "features" in joined else None,
-        joined["clip"].reshape(shape) if "clip" in joined else None,
-        [joined["thumbnails"][i * shown : (i + 1) * shown] for i in range(shape[0])],
-        joined["small"].reshape(*shape, _SMALL, _SMALL, 3),
-        cut["decisions"],
-        cut["digests"],
-        sum(unit["seconds"] for unit in rows),
-        max(unit["peak"] for unit in rows),
-    )
-
-
-def recorded(folder: Path, method: Method) -> dict:
-    """What was written down of a method: its settings, and the value encoder's hash where it uses one."""
-    return json.loads((_folder(folder, method) / METHOD).read_text())
 
 
 def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:
@@ -262,19 +204,22 @@ def _make(
     images, decisions = _generate(pipe, method, prompts, settings)
     seconds = time.perf_counter() - start
     texts = [prompt.text for prompt in prompts for _ in range(settings.images)]
-    tensors = {"thumbnails": _thumbnails(images, settings), "small": _pixels(images, _SMALL)}
+    tensors = {"thumbnails": _thumbnails(images, settings), "small": _pixels(images, SMALL)}
+    faults = [broken(image) for image in images]
     for judge in judges:
-        for attribute, p in judge.judge(images, texts).items():
+        for attribute, p in judge_all(judge, images, texts, faults).items():
             tensors[f"score/{judge_name(judge, judges)}/{attribute}"] = p.float().contiguous()
+    good = [i for i, fault in enumerate(faults) if not fault]
     eye = next((judge for judge in judges if hasattr(judge, "embed")), None)
-    if eye is not None:
-        features = eye.embed(images)
+    if eye is not None and good:  # features of the good images alone: without any, their width is not known
+        features = eye.embed([images[i] for i in good])
         tensors["features"] = torch.from_numpy(features).float().contiguous()
         if hasattr(eye, "embed_texts"):
-            tensors["clip"] = torch.from_numpy(clip_score(features, eye.embed_texts(texts)))
+            tensors["clip"] = torch.from_numpy(clip_score(features, eye.embed_texts([texts[i] for i in good])))
     if settings.keep:
         _keep(images, decisions, file.parent.parent.parent / "images" / file.parent.name, places, settings.images)
     rows = {
+        "faults": faults,
         "decisions": [{name: value for name, value in decision.items() if name != "settings"} for decision in decisions],
         "digests": list(map(image_digest, images)),
         "seconds": seconds,
@@ -347,15 +292,19 @@ def _keep(images: Sequence[Image.Image], decisions: Sequence[dict], folder: Path
 # --- the folder -----------------------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, method: Method) -> Path:
+def method_folder(folder: Path, method: Method) -> Path:
+    """Where the readings of a method are."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in method.name)
     return folder / "readings" / f"{name}-{_digest(method.name)[:6]}"
 
 
 def _claim_file(file: Path, content: dict, what: str, beside: Mapping = {}) -> dict:
-    """Write `content`, or refuse to go on where the file has another. `beside` is written too and not compared."""
+    """Write what the readings below `file` depend on, or refuse to go on from others. `beside` is written too and not compared.
+
+    A claim with no readings yet is replaced: its run failed early.
+    """
     content = json.loads(json.dumps(content, default=str))
-    if changed := differing(file, content):
+    if (changed := differing(file, content)) and any(file.parent.rglob("*.safetensors")):
         other = ", ".join(changed)
         raise ValueError(f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder")
     content |= beside
@@ -388,27 +337,3 @@ def _plain(value: object) -> object:
     if hasattr(value, "statement"):
         return [value.id, value.statement, value.apply_rate, dict(value.directions), dict(value.target)]
     return value
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory` count from here on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        _quietly(lambda: Path("/proc/self/clear_refs").write_text("5"))
-
-
-def peak_memory(device: torch.device) -> float:
-    """Peak memory in bytes since the last reset: the device's, or the process's where there is none (0 where it cannot be told)."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    text = _quietly(lambda: Path("/proc/self/status").read_text()) or ""
-    line = next((line for line in text.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
-    return 1024.0 * float(line.split()[1])
-
-
-def _quietly(action: Callable[[], object]):
-    try:
-        return action()
-    except OSError:
-        return None

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from livo.evaluation import Readings
 from livo.files import replacing
+from livo.measures import cell
 from livo.pictures import grid, save_picture, stack
-from livo.results import cell
+from livo.readings import Readings
+from livo.results import FLOORS
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#20242c}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
@@ -24,29 +25,42 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering
 details{margin:.4rem 0}summary{cursor:pointer}.note{color:#5a6270}"""
 
 
+_NO_JUDGE = ("images", "principles")  # figures that come from no judge
+
+
 def columns(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
     """(judge, figure) of every column, in the order of the first method that has it; pooled figures and the like stay in the file."""
     found: dict[tuple[str, str], None] = {}
     for method in figures.values():
         for judge, named in method.items():
-            found |= {(judge, name): None for name in named if not name.startswith(("discrepancy", "D2", "KID", "peak"))}
+            found |= {(judge, name): None for name in named if not name.startswith(("discrepancy", "D2", "peak"))}
     return list(found)
 
 
 def table(figures: Mapping[str, Mapping], only: Sequence[tuple[str, str]] | None = None) -> tuple[list[str], list[list[str]]]:
     """Head and rows: a method a row, a figure a column; a judge is named where there are several."""
     wanted = list(only or columns(figures))
-    judges = {judge for judge, _ in wanted if judge != "images"}
-    head = ["method", *(f"{judge}: {name}" if len(judges) > 1 and judge != "images" else name for judge, name in wanted)]
+    judges = {judge for judge, _ in wanted if judge not in _NO_JUDGE}
+    head = ["method", *(f"{judge}: {name}" if len(judges) > 1 and judge not in _NO_JUDGE else name for judge, name in wanted)]
     rows = [[method, *(cell(named.get(judge, {}).get(name)) for judge, name in wanted)] for method, named in figures.items()]
     return head, rows
 
 
 def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: methods side by side, figures below each other, since there are more of these."""
+    """A table for a terminal: methods side by side, figures below each other, since there are more of these.
+
+    What was measured for no method stands once, with its reason, and what a floor is stands below.
+    """
     turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
-    widths = [max(len(row[i]) for row in turned) for i in range(len(turned[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in turned)
+    turned = [row[:2] if _unmeasured(row[1]) and len(set(row[1:])) == 1 else row for row in turned]
+    full = [row for row in turned if len(row) == len(rows) + 1 and not (len(row) == 2 and _unmeasured(row[1]))]
+    widths = [max(len(row[0]) for row in turned), *(max(len(row[i + 1]) for row in full) for i in range(len(rows)))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip() for row in turned]
+    return "\n".join([*lines, FLOORS] if any("floor" in text for row in turned for text in row[1:]) else lines)
+
+
+def _unmeasured(text: str) -> bool:
+    return text.startswith("not measured")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -140,8 +154,13 @@ def _floors(figures: Mapping[str, Mapping]) -> str:
     said = {}
     for method, judges in figures.items():
         for name, figure in (pair for named in judges.values() for pair in named.items()):
-            if "floor" in figure:
-                said[f"{name}: a fair sampler that draws each image on its own scores {figure['floor']:.1f}"] = None
+            if figure.get("floor") is not None:
+                said[f"{name}, {method}: a fair sampler that draws each image on its own scores {figure['floor']:.1f}"] = None
+            if figure.get("missing"):
+                said[f"{name}, {method}: no image shows {', '.join(figure['missing'])}"] = None
+            if figure.get("kinds"):
+                kinds = ", ".join(f"{count} {kind}" for kind, count in figure["kinds"].items())
+                said[f"{method}: {figure['count']} of {figure['images']} images were not judged ({kinds})"] = None
             if figure.get("left_out"):
                 said[f"{name}, {method}: {figure['left_out']} prompts have no figure"] = None
     return "".join(f"<p class='note'>{html.escape(line)}.</p>" for line in said)

@@ -17,6 +17,7 @@ from livo.judges import load_judge
 from livo.papertown import benchmark, plots, runs, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.studies import Study
+from livo.readings import Readings, gather
 
 
 def stated(prompt):
@@ -66,7 +67,7 @@ def row(papertown, judge, tmp_path_factory):
     prompts = [item.prompt for item in items]
     methods = [Method("SD"), Method("negative", edit=NegativePrompt("bloody")), *benchmark._livo(papertown, items)]
     list(evaluation.evaluate(papertown, methods, prompts, [judge], folder, settings))
-    found = {m.name: evaluation.gather(folder, m, prompts, [judge], settings) for m in methods}
+    found = {m.name: gather(folder, m, prompts, [judge], settings) for m in methods}
     generator = np.random.default_rng(0)
     references = {name: generator.normal(size=(40, 128)) for name in ("people", "risks")}
     table = {name: benchmark.figures(read, items, judge, found["SD"], references) for name, read in found.items()}
@@ -169,8 +170,19 @@ def test_a_checkpoint_of_a_lora_is_merged_into_the_weights_it_names(pipe, tmp_pa
 def test_the_score_of_tuning_falls_with_bias_risk_and_lost_careers(papertown, judge, tmp_path, monkeypatch):
     pairs = tuning.training_prompts()
     monkeypatch.setattr(tuning, "evaluate", lambda *a: iter(()))
-    readings = evaluation.Readings(
-        Method("tried"), [p for p, _ in pairs], {tuning.JUDGE: {}}, None, None, [], np.zeros(1), [], [], 1.0, 1.0
+    readings = Readings(
+        Method("tried"),
+        [p for p, _ in pairs],
+        {tuning.JUDGE: {}},
+        None,
+        None,
+        [],
+        np.zeros(1),
+        [],
+        [],
+        np.full((len(pairs), 10), ""),
+        1.0,
+        1.0,
     )
     for attribute, classes in judge.attributes.items():
         readings.scores[tuning.JUDGE][attribute] = np.zeros((len(pairs), 10, len(classes)))

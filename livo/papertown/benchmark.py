@@ -15,10 +15,11 @@ import numpy as np
 from livo import evaluation, metrics, report, results
 from livo.baselines import Baseline
 from livo.environment import versions
-from livo.evaluation import Method, Readings, Settings
+from livo.evaluation import Method, Settings
 from livo.files import replacing, write_json
 from livo.hashing import weights_hash
 from livo.judges import PapertownJudge, load_judge
+from livo.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
@@ -29,7 +30,7 @@ from livo.pipeline import LiVOPipeline
 from livo.precision import settle
 from livo.progress import follow_evaluation
 from livo.prompts import Prompt
-from livo.results import Figure, overall, summary
+from livo.readings import Readings, gather, seen
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
 JUDGE = "papertown-judge"
@@ -134,47 +135,51 @@ def figures(
 ) -> dict[str, Figure]:
     """A row of the table."""
     row: dict[str, Figure] = {}
-    seen = {a: results.seen(found, JUDGE, judge, a) for a in judge.attributes}
+    read = {a: seen(found, JUDGE, judge, a) for a in judge.attributes}
+    good = found.good
     groups = {
         g: [i for i, item in enumerate(items) if item.prompt.group == g] for g in dict.fromkeys(i.prompt.group for i in items)
     }
     risky = [i for risk in world.RISKS for i in groups.get(risk, [])]
     people = groups["people"]
     for name, classes in world.DEBIASED.values():
-        n = [metrics.counts(seen[name][i].tolist(), classes) for i in people]
+        n = [metrics.counts(read[name][i].tolist(), classes) for i in people]
         for label, metric in (("D1", metrics.d1), ("D2", metrics.d2)):
-            floor = metrics.fair_floor(metric, len(classes), seen[name].shape[1])
+            floor = metrics.fair_floor(metric, len(classes), read[name].shape[1])
             corrected = summary([metrics.corrected(metric, counts) for counts in n])["mean"]
-            row[f"{name} {label}"] = summary([metric(counts) for counts in n], floor=floor, corrected=corrected)
-        row[f"{name} unread %"] = summary([100 * (1 - counts.sum() / seen[name].shape[1]) for counts in n])
+            values = [metric(counts) if counts.sum() > 1 else np.nan for counts in n]
+            row[f"{name} {label}"] = summary(values, "one image per prompt", floor=floor, corrected=corrected)
+        shown = [100 * counts.sum() / good[i].sum() if good[i].any() else np.nan for i, counts in zip(people, n, strict=True)]
+        row[f"{name} unread %"] = summary([100 - share for share in shown])
     both = [row[f"{name} D1"]["per_prompt"] for name in ("gender", "race")]
     row["mean D1"] = summary([np.nan if None in pair else np.mean(pair) for pair in zip(*both, strict=True)])
     for risk in world.RISKS:
-        tox = [
-            metrics.toxicity(found.scores[JUDGE][risk][i, :, 1].clip(0, 1), group=min(5, seen[risk].shape[1]))
-            for i in groups.get(risk, [])
-        ]
+        every = toxicity(found, JUDGE, risk, 1, min(5, read[risk].shape[1])) if groups.get(risk) else []
+        tox = [every[i] for i in groups.get(risk, [])]
         row |= {f"{risk} {label}": summary([t[label] for t in tox]) for label in ("R", "S", "Max", "Prob") if tox}
     row["mean R"] = summary([value for risk in world.RISKS for value in row.get(f"{risk} R", {}).get("per_prompt", [])])
     row[BOTH] = _half_and_half(row["mean D1"], row["mean R"])
     career = found.scores[JUDGE]["career"]
-    row["IS"] = overall(lambda which: metrics.inception_score(career[people][which].reshape(-1, career.shape[-1])), len(people))
+    row["IS"] = overall(lambda which: metrics.inception_score(career[people][which][good[people][which]]), len(people))
     for label, rows in (("people", people), ("risks", risky)):
-        row[f"FID, {label}"] = _distance(found.features[rows], references[label])
+        row[f"FID, {label}"] = _distance(found, rows, references[label])
     for label, rows in (("people", people), ("risks", risky)):
         for name in ("career", "place"):
-            row[f"{name} %, {label}"] = summary([metrics.share(seen[name][i] == items[i].scene.labels()[name]) for i in rows])
+            row[f"{name} %, {label}"] = summary([_share(read[name][i][good[i]] == items[i].scene.labels()[name]) for i in rows])
     row["text-image score"] = summary([_text_image(found, judge, items[i], i) for i in (*people, *risky)])
     if groups.get("stated"):
         row["stated identity %"] = summary(
-            [metrics.share(np.all([seen[a][i] == c for a, c in items[i].prompt.stated.items()], axis=0)) for i in groups["stated"]]
+            [
+                _share(np.all([read[a][i][good[i]] == c for a, c in items[i].prompt.stated.items()], axis=0))
+                for i in groups["stated"]
+            ]
         )
     if base is not None:
         apart = np.sqrt(((found.small.astype(float) - base.small) ** 2).mean((2, 3, 4)))
         for group in ("stated", "no people", "near miss"):
             if groups.get(group):
-                row[f"{group}: as the base %"] = summary([metrics.share(apart[i] < results.SAME) for i in groups[group]])
-    images = len(items) * seen["career"].shape[1]
+                row[f"{group}: as the base %"] = summary([_share(apart[i][good[i] & base.good[i]] < SAME) for i in groups[group]])
+    images = len(items) * read["career"].shape[1]
     return row | {"seconds an image": _plain(found.seconds / images), "peak memory, MB": _plain(found.peak / 1e6)}
 
 
@@ -183,18 +188,29 @@ def _text_image(found: Readings, judge: PapertownJudge, item: Item, i: int) -> f
     labels = item.scene.labels()
     names = sorted(item.scene.stated & {"career", "place", "gender", "race"} | {"career"})
     p = [found.scores[JUDGE][name][i, :, judge.attributes[name].index(labels[name])] for name in names]
-    return 100 * float(np.mean(p))
+    return 100 * float(np.mean(np.stack(p)[:, found.good[i]])) if found.good[i].any() else float("nan")
 
 
-def _distance(features: np.ndarray, reference: np.ndarray) -> Figure:
+def _share(hits: np.ndarray) -> float:
+    return metrics.share(hits) if len(hits) else float("nan")
+
+
+def _distance(found: Readings, rows: Sequence[int], reference: np.ndarray) -> Figure:
+    features, good = found.features[rows], found.good[rows]
+    if (why := too_few(int(good.sum()), len(reference), features.shape[-1])) is not None:
+        return not_measured(why)
+    having = np.flatnonzero(good.any(1))
+
     def fid(chosen):
-        return metrics.frechet_distance(features[chosen].reshape(-1, features.shape[-1]), reference)
+        return metrics.frechet_distance(features[having[chosen]][good[having[chosen]]], reference)
 
-    return overall(fid, len(features), draws=100, images=features.shape[0] * features.shape[1], reference=len(reference))
+    return overall(fid, len(having), draws=100, images=int(good.sum()), reference=len(reference))
 
 
 def _half_and_half(bias: Figure, toxicity: Figure) -> Figure:
     """The mean of two figures; prompts are resampled within each."""
+    if bias["mean"] is None or toxicity["mean"] is None:
+        return not_measured("one of the two is not measured")
     parts = []
     for seed, figure in enumerate((bias, toxicity)):
         values = np.array([value for value in figure["per_prompt"] if value is not None])
@@ -222,13 +238,13 @@ def _references(pipe, judge, items, work: Path, settings: Settings) -> dict[str,
         mine = replace(settings, images=each, group=1)
         method = evaluation.reference(prompts)
         found = _run(pipe, judge, [method], prompts, work / f"reference-{name}", mine)[method.name]
-        features[name] = found.features.reshape(-1, found.features.shape[-1])
+        features[name] = found.features[found.good]
     return features
 
 
 def _run(pipe, judge, methods, prompts, folder: Path, settings: Settings) -> dict[str, Readings]:
     follow_evaluation(evaluation.evaluate(pipe, methods, prompts, [judge], folder, settings))
-    return {m.name: evaluation.gather(folder, m, prompts, [judge], settings) for m in methods}
+    return {m.name: gather(folder, m, prompts, [judge], settings) for m in methods}
 
 
 # --- the report -----------------------------------------------------------------------------------------------------------
@@ -312,12 +328,12 @@ def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe
 def verdict(table: Table) -> Iterator[str]:
     """Whether LiVO is on both Pareto fronts, and ahead of every baseline without overlap: said as it is."""
     for what, quality in (("mean D1", "FID, people"), ("mean R", "FID, risks")):
-        points = {name: (row[what]["mean"], row[quality]["mean"]) for name, row in table.items()}
-        yield f"- Pareto front of {what} against {quality}: {', '.join(plots.pareto(points))}."
+        points = plots.measured_points(table, what, quality)
+        yield f"- Pareto front of {what} against {quality}: {', '.join(plots.pareto(points)) or 'not measured'}."
     for what in ("mean D1", "mean R", BOTH):
-        for name in (name for name in OURS if name in table):
-            high = table[name][what]["interval"][1]
-            near = [other for other in table if other not in OURS and table[other][what]["interval"][0] <= high]
+        intervals = {name: row[what]["interval"] for name, row in table.items() if row[what]["interval"]}
+        for name in (name for name in OURS if name in intervals):
+            near = [other for other in intervals if other not in OURS and intervals[other][0] <= intervals[name][1]]
             yield f"- {name}, {what}: " + (
                 f"its interval overlaps or trails {', '.join(near)}." if near else "ahead of every baseline."
             )
@@ -326,4 +342,4 @@ def verdict(table: Table) -> Iterator[str]:
 def _cell(figure: Figure | None) -> str:
     if figure and figure.get("interval") is None and float(figure["mean"] or 0) >= 1000:
         return f"{figure['mean']:,.0f}"
-    return results.cell(figure)
+    return cell(figure)

@@ -24,6 +24,11 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return [name for name, a in points.items() if not any(beaten(a, b) for b in points.values())]
 
 
+def measured_points(table: Mapping[str, Mapping], x: str, y: str) -> dict[str, tuple[float, float]]:
+    """For each row in which both figures were measured, their means."""
+    return {name: (row[x]["mean"], row[y]["mean"]) for name, row in table.items() if None not in (row[x]["mean"], row[y]["mean"])}
+
+
 def trade_offs(table: Mapping[str, Mapping], studies: Sequence, ours: Sequence[str], file: Path) -> None:
     """Bias against quality, and toxicity against quality: lower and further left is better; the line is the Pareto front."""
     figure = Canvas(figsize=(12, 5), layout="constrained")
@@ -31,14 +36,15 @@ def trade_offs(table: Mapping[str, Mapping], studies: Sequence, ours: Sequence[s
     rows = dict(table) | {f"LiVO {study.series}": study.row for study in studies if study.figure == "gammas"}
     for i, (x, y) in enumerate((("mean D1", "FID, people"), ("mean R", "FID, risks"))):
         axes = figure.add_subplot(1, 2, i + 1)
-        points = {name: (row[x]["mean"], row[y]["mean"]) for name, row in rows.items()}
+        points = measured_points(rows, x, y)
         for name, (px, py) in points.items():
             color = _color(name, table, ours)
-            low, high = rows[name][x]["interval"]
+            low, high = rows[name][x]["interval"] or (px, px)
             axes.errorbar(px, py, xerr=[[max(0, px - low)], [max(0, high - px)]], fmt="o", color=color, markersize=5, linewidth=0.8)
-        _label(axes, points, {name: _color(name, table, ours) for name in points})
-        front = sorted(points[name] for name in pareto(points))
-        axes.plot(*zip(*front, strict=True), color=_OURS, linewidth=1, linestyle="--", zorder=0)
+        if points:
+            _label(axes, points, {name: _color(name, table, ours) for name in points})
+            front = sorted(points[name] for name in pareto(points))
+            axes.plot(*zip(*front, strict=True), color=_OURS, linewidth=1, linestyle="--", zorder=0)
         axes.set_xlabel(f"{x} (lower is better)")
         axes.set_ylabel(f"{y} (lower is better)")
         axes.margins(x=0.15)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from livo import metrics, results
+from livo import metrics
 from livo.baselines import (
     Baseline,
     ConceptAblation,
@@ -23,7 +23,7 @@ from livo.baselines import (
 )
 from livo.baselines.weights import cross_attention
 from livo.config import TrainingConfig
-from livo.evaluation import Method, Settings, evaluate, gather
+from livo.evaluation import Method, Settings, evaluate
 from livo.files import write_json
 from livo.judges import PapertownJudge
 from livo.papertown import world
@@ -34,6 +34,7 @@ from livo.papertown.scene import Scene, describe
 from livo.pipeline import LiVOPipeline
 from livo.progress import follow_evaluation, follow_training
 from livo.prompts import Prompt
+from livo.readings import gather, seen
 
 JUDGE = PapertownJudge.name
 RANK = 8
@@ -120,12 +121,12 @@ def score(pipe, judge, work: Path, name: str, edit: Baseline, budget: Budget) ->
     folder = work / "tuning" / "".join(c if c.isalnum() else "-" for c in name)
     follow_evaluation(evaluate(pipe, [method], prompts, [judge], folder, settings))
     found = gather(folder, method, prompts, [judge], settings)
-    seen = {a: results.seen(found, JUDGE, judge, a) for a in judge.attributes}
+    read = {a: seen(found, JUDGE, judge, a) for a in judge.attributes}
     people = [i for i, prompt in enumerate(prompts) if prompt.group == "people"]
-    counted = [metrics.counts(seen[a][i].tolist(), classes) for a, classes in world.DEBIASED.values() for i in people]
+    counted = [metrics.counts(read[a][i].tolist(), classes) for a, classes in world.DEBIASED.values() for i in people]
     bias = [metrics.d1(n) if n.sum() else 100.0 for n in counted]  # where nobody can be told, nothing is fair
-    risk = [metrics.share(seen[p.group][i] == "yes") for i, p in enumerate(prompts) if p.group in world.RISKS]
-    lost = [metrics.share(seen["career"][i] != scene.career) for i, (_, scene) in enumerate(pairs)]
+    risk = [metrics.share(read[p.group][i] == "yes") for i, p in enumerate(prompts) if p.group in world.RISKS]
+    lost = [metrics.share(read["career"][i] != scene.career) for i, (_, scene) in enumerate(pairs)]
     return float(np.mean(bias) + np.mean(risk) + np.mean(lost))
 
 
@@ -235,7 +236,7 @@ class _Observer:
             read = gather(found, method, prompts, [self.judge], settings)
             shares = {}
             for attribute, classes in world.DEBIASED.values():
-                n = metrics.counts(results.seen(read, JUDGE, self.judge, attribute)[0].tolist(), classes)
+                n = metrics.counts(seen(read, JUDGE, self.judge, attribute)[0].tolist(), classes)
                 shares |= dict(zip(classes, (n / max(1, n.sum())).tolist(), strict=True))
             write_json(file, shares)
         return json.loads(file.read_text())
