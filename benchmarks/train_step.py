@@ -30,7 +30,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from livo import building
+from livo import build_folder, building
 from livo.adapters import ValueEncoderAdapter
 from livo.batches import Batches, cached
 from livo.conditioning import encode_value, fuse, tokenize, value_text
@@ -123,7 +123,7 @@ def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
     principles = load_principles(bundled_principles())
     principles = [replace(p, construct=replace(p.construct, pairs=6, direction_pairs=6)) for p in principles]
     list(building.build(pipe, judge, principles, folder, GENERATION))
-    building.finish(folder, principles, GENERATION)
+    build_folder.finish(folder, principles)
     return folder
 
 

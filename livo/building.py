@@ -20,20 +20,18 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from livo.build_folder import place, rounds
+from livo.build_plan import Job, check, jobs
 from livo.construct import ATTRIBUTE, fill, template_fields
 from livo.files import differing, replacing, sweep, write_json
 from livo.hashing import weights_hash
-from livo.judges import Judge
+from livo.judges import Judge, verdicts
 from livo.mixin import ValueMixin
-from livo.pictures import grid, save_picture
-from livo.pipeline import refuse_safety_checker
 from livo.precision import for_pipeline
 from livo.preferences import MANIFEST, PreferenceError, scheduler_record
 from livo.principles import ValuePrinciple
 
 CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
-_TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails are one picture
-Reading = dict[str, tuple[str, float]]  # attribute -> the likeliest class and its probability
 
 
 @dataclass(frozen=True)
@@ -65,28 +63,6 @@ class Wanted:
     subject: str = ""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is made for a principle's statement, or for its directions: `pairs` in rounds of their own."""
-
-    principle: ValuePrinciple
-    name: str
-    pairs: int
-    directions: bool = False
-
-
-def jobs(principles: Sequence[ValuePrinciple], options: Options) -> list[Job]:
-    found = []
-    for principle in principles:
-        if principle.construct is None:
-            raise PreferenceError(f"principle {principle.id} has no construct section, so nothing says how its images are made")
-        found.append(Job(principle, principle.id, principle.construct.pairs))
-        if principle.directions:
-            count = principle.construct.direction_pairs * len(principle.directions)
-            found.append(Job(principle, f"{principle.id}.directions", count, directions=True))
-    return found
-
-
 @dataclass
 class Progress:
     """A record of the build: how far it is, and what was thrown away why."""
@@ -115,49 +91,11 @@ def build(
     Raises:
         PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
     """
-    refuse_safety_checker(pipe)
-    if options.batch < 2:
-        raise PreferenceError(f"batch is {options.batch}: a pair is made together, so give at least 2")
-    for principle in principles:
-        missing = {principle.construct.judge, *principle.construct.also} - set(judge.attributes)
-        if missing:
-            raise PreferenceError(f"principle {principle.id}: {judge.name} cannot tell {', '.join(sorted(missing))}")
-        known = judge.attributes[principle.construct.judge]
-        if unknown := [name for name in principle.attributes if name not in known]:
-            raise PreferenceError(
-                f"principle {principle.id}: {judge.name} reads no {unknown[0]!r} of {principle.construct.judge}, only {', '.join(known)}"
-            )
-    work = jobs(principles, options)
+    check(pipe, judge, principles, options.batch)
+    work = jobs(principles)
     _claim(folder, pipe, judge, work, options)
     for job in work:
         yield from _Builder(pipe, judge, job, folder, options, rank, world).run()
-
-
-def finish(folder: Path, principles: Sequence[ValuePrinciple], options: Options) -> Path:
-    """Drop near-duplicates, balance the classes, write manifest, data card and contact sheets; the manifest's path."""
-    rows, card = [], {"made": json.loads((folder / "build.json").read_text()), "principles": {}}
-    for job in jobs(principles, options):
-        rounds = _rounds(folder, job.name)
-        pairs = [pair for file in rounds for pair in _pairs_of(file)]
-        kept, twins = _without_twins(folder, pairs)
-        kept = _balanced(kept, job.pairs)
-        rows += [row | {"direction": job.directions} for pair in kept for row in pair]
-        logs = [json.loads((file / "round.json").read_text()) for file in rounds]
-        images = sum(log["images"] for log in logs)
-        card["principles"][job.name] = {
-            "pairs": len(kept),
-            "asked": job.pairs,
-            "images_generated": images,
-            "yield": round(2 * len(pairs) / images, 4) if images else None,
-            "near_duplicate_pairs_dropped": twins,
-            "rejected_images_by_attribute": dict(sum((Counter(log["rejects"]) for log in logs), Counter())),
-            "aligned_classes": dict(sorted(Counter(pair[0]["class"] for pair in kept if pair[0]["class"]).items())),
-        }
-        _contact_sheet(folder, job, kept)
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    write_json(folder / "data_card.json", card)
-    return folder / MANIFEST
 
 
 class _Builder:
@@ -171,7 +109,7 @@ class _Builder:
         self.judged_by = f"{judge.name}@{judge.revision}"  # the revision is a hash of the weights: once, not for every image
 
     def run(self) -> Iterator[Progress]:
-        done = [file for file in _rounds(self.folder, self.job.name) if int(file.name) % self.world == self.rank]
+        done = [file for file in rounds(self.folder, self.job.name) if int(file.name) % self.world == self.rank]
         logs = [json.loads((file / "round.json").read_text()) for file in done]
         kept, images = sum(log["pairs"] for log in logs), sum(log["images"] for log in logs)
         rejects = sum((Counter(log["rejects"]) for log in logs), Counter())
@@ -213,7 +151,7 @@ class _Builder:
 
     def _plans(self) -> Iterator[list[Wanted]]:
         """The images of round 0, 1, ...: each depends on the seed and the rounds before it alone."""
-        census: dict[str, str] = {}
+        census: dict[str, str | None] = {}
         used: Counter = Counter()
         rng = np.random.default_rng((self.options.seed, int(_key(self.job.name), 16) % 2**32))
         pair = 0
@@ -224,7 +162,7 @@ class _Builder:
                 pair += 1
             yield wanted
 
-    def _pair(self, rng, number: int, used: Counter, census: dict[str, str]) -> list[Wanted]:
+    def _pair(self, rng, number: int, used: Counter, census: dict[str, str | None]) -> list[Wanted]:
         principle, construct = self.principle, self.principle.construct
         template = _pick(rng, construct.prompts)
         words = {name: _pick(rng, choices) for name, choices in construct.fill.items()}
@@ -257,8 +195,8 @@ class _Builder:
         rest = most or next(c for c in order if c != kind)
         return [*pair, Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)]
 
-    def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str]) -> str:
-        """The class that the backbone draws most for the subject when none is stated: measured once, kept in a file."""
+    def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str | None]) -> str | None:
+        """The class that the backbone draws most for the subject when none is stated, None if it draws none: measured once, kept in a file."""
         if subject not in census:
             folder = self.folder / "census" / self.principle.construct.judge
             measured = sorted(folder.glob(f"{_key(subject)}-*.json"))
@@ -268,12 +206,18 @@ class _Builder:
                 for first in range(0, CENSUS_IMAGES, self.options.batch):
                     part = seeds[first : first + self.options.batch]
                     images += self._generate([fill(template, words)] * len(part), part)
-                seen = Counter(reading[self.principle.construct.judge][0] for reading in read(self.judge, images))
+                neutral = fill(template, words)
+                read = verdicts(self.judge, images, [neutral] * len(images))
+                if not any(not verdict.fault for verdict in read):
+                    raise PreferenceError(
+                        f"{self.job.name}: all {len(read)} images of {neutral!r} are {read[0].fault}: check the generator"
+                    )
+                seen = Counter(verdict.classes.get(self.principle.construct.judge) for verdict in read)
                 counts = {c: seen[c] for c in self.principle.attributes}
                 measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # processes that meet here find the same
                 write_json(measured[0], {"scene": subject, "counts": counts})
             counts = json.loads(measured[0].read_text())["counts"]
-            census[subject] = max(counts, key=counts.__getitem__)
+            census[subject] = max(counts, key=counts.__getitem__) if any(counts.values()) else None
         return census[subject]
 
     def _seeds(self, number: int, count: int) -> list[int]:
@@ -292,14 +236,18 @@ class _Builder:
 
     def _keep(self, number: int, wanted: list[Wanted], images: list[Image.Image]) -> dict:
         """Judge a round and write its pairs, both of whose images show what they should."""
-        readings, seeds = read(self.judge, images), self._seeds(number, len(wanted))
+        read = verdicts(self.judge, images, [w.prompt for w in wanted])
+        seeds = self._seeds(number, len(wanted))
         rejects: Counter = Counter()
-        faults = [[name for name, c in w.reading.items() if r[name][0] != c] for w, r in zip(wanted, readings, strict=True)]
+        faults = [
+            [f"{r.fault} image"] if r.fault else [name for name, c in w.reading.items() if r.classes[name] != c]
+            for w, r in zip(wanted, read, strict=True)
+        ]
         for names in faults:
             rejects.update(names)
-        place = _place(self.folder, self.job.name) / f"{number:06}"
+        where = place(self.folder, self.job.name) / f"{number:06}"
         rows = []
-        with replacing(place) as temporary:
+        with replacing(where) as temporary:
             temporary.mkdir(parents=True)
             for i, w in enumerate(wanted):
                 if faults[i] or faults[i ^ 1]:
@@ -308,7 +256,7 @@ class _Builder:
                 images[i].save(temporary / name)
                 rows.append(
                     {
-                        "file_name": f"{place.relative_to(self.folder).as_posix()}/{name}",
+                        "file_name": f"{where.relative_to(self.folder).as_posix()}/{name}",
                         "prompt": w.prompt,
                         "value": w.value,
                         "label": w.label,
@@ -319,8 +267,8 @@ class _Builder:
                         "image_prompt": w.text,
                         "seed": seeds[i],
                         "judge": self.judged_by,
-                        "read": {a: readings[i][a][0] for a in w.reading},
-                        "scores": {a: round(readings[i][a][1], 4) for a in w.reading},
+                        "read": {a: read[i].classes[a] for a in w.reading},
+                        "scores": {a: round(read[i].scores[a], 4) for a in w.reading},
                     }
                 )
             (temporary / MANIFEST).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -336,22 +284,15 @@ def _at_once(function: Callable, *args) -> Future:
     return done
 
 
-def read(judge: Judge, images: Sequence[Image.Image]) -> list[Reading]:
-    """The likeliest class of every attribute and its probability, for each image."""
-    likeliest = {name: p.max(-1) for name, p in judge.judge(images).items()}
-    return [
-        {name: (judge.attributes[name][int(best.indices[i])], float(best.values[i])) for name, best in likeliest.items()}
-        for i in range(len(images))
-    ]
-
-
 def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Sequence[ValuePrinciple], options: Options) -> None:
-    """Claim the folder and remove what a kill left half-written: for one process to call before any of them builds.
+    """Check everything, claim the folder, remove what a kill left half-written: for one process to call before any of them builds.
 
     Raises:
+        ValueError: a principle, the judge or the options cannot be used, and the folder is left alone.
         PreferenceError: the folder holds data that were made otherwise.
     """
-    _claim(folder, pipe, judge, jobs(principles, options), options)
+    check(pipe, judge, principles, options.batch)
+    _claim(folder, pipe, judge, jobs(principles), options)
     sweep(folder)
 
 
@@ -376,78 +317,10 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
     }
     file = folder / "build.json"
     precision = for_pipeline(options.precision, pipe, file=file)
-    if changed := differing(file, how):
+    made = [*folder.glob("rounds/*/*/round.json"), *folder.glob("census/*/*.json")]
+    if made and (changed := differing(file, how)):  # what has made no image yet may start otherwise
         raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
     write_json(file, how | {"precision": precision.record()})
-
-
-def _place(folder: Path, principle: str) -> Path:
-    return folder / "rounds" / principle
-
-
-def _rounds(folder: Path, principle: str) -> list[Path]:
-    return sorted(path for path in _place(folder, principle).glob("[0-9]*") if path.name.isdigit())
-
-
-def _pairs_of(round_: Path) -> list[tuple[dict, dict]]:
-    rows = [json.loads(line) for line in (round_ / MANIFEST).read_text(encoding="utf-8").splitlines()]
-    return list(zip(rows[0::2], rows[1::2], strict=True))
-
-
-def _without_twins(folder: Path, pairs: list[tuple[dict, dict]]) -> tuple[list[tuple[dict, dict]], int]:
-    """The pairs neither of whose images looks like one that came before it with the same subject and label."""
-    seen: dict[tuple, list[np.ndarray]] = {}
-    kept = []
-    for pair in pairs:
-        thumbnails = [_thumbnail(folder / row["file_name"]) for row in pair]
-        groups = [seen.setdefault((row["subject"], row["label"]), []) for row in pair]
-        if any(
-            group and np.sqrt(((np.stack(group) - t) ** 2).mean((1, 2))).min() < _TWINS
-            for group, t in zip(groups, thumbnails, strict=True)
-        ):
-            continue
-        for group, thumbnail in zip(groups, thumbnails, strict=True):
-            group.append(thumbnail)
-        kept.append(pair)
-    return kept, len(pairs) - len(kept)
-
-
-def _balanced(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
-    """`count` pairs (or all there are), the classes of each subject as even as they can be: the most frequent gives first."""
-    totals: dict[str, Counter] = {}
-    for aligned, _ in pairs:
-        totals.setdefault(aligned["subject"], Counter())[aligned["class"]] += 1
-    surplus, dropped = len(pairs) - count, set()
-    for i in reversed(range(len(pairs))):
-        if len(dropped) >= surplus:
-            break
-        classes, kind = totals[pairs[i][0]["subject"]], pairs[i][0]["class"]
-        if classes[kind] == max(classes.values()):
-            classes[kind] -= 1
-            dropped.add(i)
-    return [pair for i, pair in enumerate(pairs) if i not in dropped][:count]
-
-
-def _thumbnail(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
-
-
-def _contact_sheet(folder: Path, job: Job, pairs: list[tuple[dict, dict]], columns: int = 10) -> None:
-    some = pairs[:: max(1, len(pairs) // (2 * columns))][: 2 * columns]
-    images, captions = [], []
-    for first in range(0, len(some), columns):
-        for side in (0, 1):
-            rows = [pair[side] for pair in some[first : first + columns]]
-            images += [Image.open(folder / row["file_name"]) for row in rows]
-            shown = job.principle.construct.judge
-            captions += [f"{'aligned' if row['label'] else 'violating'}: {row['read'].get(shown, 'neutral')}" for row in rows]
-            blank = columns - len(rows)
-            images += [Image.new("RGB", (8, 8), "white")] * blank
-            captions += [""] * blank
-    if images:
-        title = f"{job.principle.statement}{', directions' * job.directions}: {len(pairs)} pairs, aligned above violating"
-        save_picture(grid(images, columns, captions, title), folder / f"{job.name}.png", {"job": job.name})
 
 
 def _key(text: str) -> str:

@@ -12,9 +12,10 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from livo import ValuePrinciple, building, preferences
+from livo import ValuePrinciple, build_folder, building, preferences
 from livo.building import Options
 from livo.construct import Construct, fill
+from livo.judges import Judge
 from livo.preferences import PreferenceError
 
 CLASSES = {"male": "a man", "female": "a woman"}
@@ -74,11 +75,11 @@ class Generator:
         return types.SimpleNamespace(images=images)
 
 
-class Reader:
+class Reader(Judge):
     name, revision = "reader", "1"
     attributes = {"gender": ("male", "female"), "bloody": ("yes", "no"), "career": ("doctor", "engineer")}
 
-    def judge(self, images):
+    def probabilities(self, images, prompts):
         first = torch.stack([torch.from_numpy(np.array(image)[0, 0]) for image in images]) > 127
         return {name: torch.stack([first[:, i], ~first[:, i]], 1).float() for i, name in enumerate(self.attributes)}
 
@@ -88,7 +89,7 @@ SMALL = Options(batch=8)
 
 def run(folder, principles=(GENDER, BLOODY), options=SMALL, generator=None, **kwargs):
     records = list(building.build(generator or Generator(), Reader(), principles, folder, options, **kwargs))
-    building.finish(folder, principles, options)
+    build_folder.finish(folder, principles)
     return records
 
 
@@ -180,9 +181,7 @@ def test_a_build_interrupted_anywhere_ends_as_one_that_was_not(tmp_path):
             next(jobs)
         jobs.close()
         (folder / "rounds" / "bloody").mkdir(parents=True, exist_ok=True)
-        (
-            folder / "rounds" / "bloody" / f"000009.{2**22 + 1}.partial"
-        ).mkdir()  # what a killed process leaves; no living one has its number
+        (folder / "rounds" / "bloody" / f"000009.{2**22 + 1}.partial").mkdir()  # what a killed process leaves
         building.prepare(folder, Generator(), Reader(), (GENDER, BLOODY), SMALL)
         again = Generator()
         run(folder, generator=again)
@@ -201,7 +200,7 @@ def test_two_processes_share_the_rounds(tmp_path):
     principles = (GENDER, BLOODY)
     for rank in (0, 1):
         list(building.build(Generator(), Reader(), principles, tmp_path, Options(batch=8), rank=rank, world=2))
-    building.finish(tmp_path, principles, SMALL)
+    build_folder.finish(tmp_path, principles)
     names = [row["file_name"] for row in rows(tmp_path)]
     assert len(names) == len(set(names)) == 64
     assert {int(name.split("/")[2]) % 2 for name in names} == {0, 1}
@@ -221,7 +220,9 @@ def test_a_judge_that_cannot_tell_the_classes_is_refused_before_anything_is_gene
         attributes=CLASSES,
         construct={"prompts": ["a {attribute} cup"], "judge": "tone"},
     )
-    with pytest.raises(PreferenceError, match="reader cannot tell tone"):
+    with pytest.raises(
+        PreferenceError, match=r"principle tone: reader cannot tell tone \(male, female\); it reads gender, bloody, career"
+    ):
         run(tmp_path, [tone])
     other = replace(GENDER, attributes={"male": "a man", "woman": "a woman"})
     with pytest.raises(PreferenceError, match="gender_equality: reader reads no 'woman' of gender, only male, female"):

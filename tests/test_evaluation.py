@@ -18,14 +18,16 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from livo import LiVOPipeline, ValueEncoder, evaluation, metrics, report, results
+from livo import LiVOPipeline, ValueEncoder, evaluation, measures, metrics, report, results
 from livo.baselines import NegativePrompt
 from livo.cli import main
-from livo.evaluation import Method, Settings, evaluate, gather, image_digest, image_seed, units
+from livo.evaluation import Method, Settings, evaluate, image_digest, image_seed, units
 from livo.hashing import weights_hash
 from livo.judges import Judge, load_judge
 from livo.pipeline import load_pipeline
+from livo.principles import ValuePrinciple
 from livo.prompts import Prompt
+from livo.readings import gather
 from livo.record import read_record
 
 PROMPTS = [
@@ -103,7 +105,7 @@ def test_the_base_is_as_the_base_and_others_are_compared_with_it_pair_by_pair(fi
     assert figures["negative"]["images"]["drift"]["mean"] > 1e-4
     ours, base = (figures[name]["papertown-judge"]["S bloody"] for name in ("livo", "base"))
     assert ours["minus_base"]["mean"] == pytest.approx(np.mean(np.subtract(ours["per_prompt"], base["per_prompt"])))
-    ours, base = (figures[name]["images"]["FID"] for name in ("livo", "base"))
+    ours, base = (figures[name]["images"]["KID x 1000"] for name in ("livo", "base"))
     low, high = ours["minus_base"]["interval"]
     assert low <= ours["minus_base"]["mean"] <= high and ours["minus_base"]["mean"] == pytest.approx(ours["mean"] - base["mean"])
     assert (low, high) == pytest.approx(np.quantile(np.subtract(ours["draws"], base["draws"]), [0.025, 0.975]))
@@ -113,7 +115,8 @@ def test_the_base_is_as_the_base_and_others_are_compared_with_it_pair_by_pair(fi
 def test_the_reference_is_named_and_is_never_the_evaluated_images(finished, judge, tmp_path):
     folder, methods, _, result, found = finished
     assert "frozen backbone" in result["reference"]["what"] and result["reference"]["images"] == 16
-    assert result["figures"]["all prompts"]["base"]["images"]["FID"]["mean"] > 0.01
+    images = result["figures"]["all prompts"]["base"]["images"]
+    assert images["FID"]["why"].startswith("16 images for 128 features") and images["KID x 1000"]["mean"]
     settings = Settings(**{**vars(SMALL), "keep": True})
     assert not (folder / "images").exists() and settings.keep
     for i, array in enumerate(found["livo"].thumbnails[0]):
@@ -282,8 +285,9 @@ class Coin(Judge):
     """Reads what it likes: for two judges that differ."""
 
     name, revision, attributes = "coin", "1", {"gender": ("male", "female"), "nsfw": ("no", "yes")}
+    measured = ("nsfw",)
 
-    def judge(self, images, prompts=None):
+    def probabilities(self, images, prompts):
         yes = torch.tensor([float(i % 2) for i in range(len(images))])
         return {name: torch.stack([1 - yes, yes], -1) for name in self.attributes}
 
@@ -321,11 +325,11 @@ def test_a_judge_that_embeds_images_and_texts_gives_the_clip_score(papertown, tm
 
 def test_stated_classes_are_whole_words_or_what_the_file_says():
     classes = ("male", "female")
-    assert results.stated(Prompt("a photo of a female doctor"), "gender", classes) == "female"
-    assert results.stated(Prompt("a doctor who is a man"), "gender", classes) == "male"
-    assert results.stated(Prompt("a doctor"), "gender", classes) is None
-    assert results.stated(Prompt("a doctor", stated={"gender": "male"}), "gender", classes) == "male"
-    assert results.stated(Prompt("a black coat"), "race", ("white", "black")) is None
+    assert measures.stated(Prompt("a photo of a female doctor"), "gender", classes) == "female"
+    assert measures.stated(Prompt("a doctor who is a man"), "gender", classes) == "male"
+    assert measures.stated(Prompt("a doctor"), "gender", classes) is None
+    assert measures.stated(Prompt("a doctor", stated={"gender": "male"}), "gender", classes) == "male"
+    assert measures.stated(Prompt("a black coat"), "race", ("white", "black")) is None
 
 
 @pytest.mark.parametrize(
@@ -386,11 +390,14 @@ def test_two_processes_under_accelerate_launch_find_what_one_does(tmp_path):
 def test_differences_are_taken_between_the_same_prompts(judge):
     """In either method another prompt shows nobody; the third shows people in both."""
 
+    principle = ValuePrinciple("gender", "gender equality", "debias", attributes={"male": "a man", "female": "a woman"})
+
     def of(rows):
-        eye = SimpleNamespace(attributes={"gender": ("none", "male", "female")})
+        eye = SimpleNamespace(name="eye", attributes={"gender": ("none", "male", "female")})
         scores = {"eye": {"gender": np.eye(3)[np.array(rows)]}}
-        found = SimpleNamespace(prompts=[Prompt(f"a photo of a {who}") for who in ("doctor", "nurse", "chef")], scores=scores)
-        return {"eye": results._bias(found, "eye", eye, "gender", ("male", "female"))}
+        prompts = [Prompt(f"a photo of a {who}") for who in ("doctor", "nurse", "chef")]
+        found = SimpleNamespace(prompts=prompts, scores=scores, good=np.ones((3, 2), dtype=bool))
+        return {"eye": measures.bias(found, "eye", eye, principle, "gender")}
 
     ours, base = of([[0, 0], [1, 1], [1, 2]]), of([[1, 2], [0, 0], [1, 1]])
     results.compare(ours, base)
@@ -401,13 +408,13 @@ def test_differences_are_taken_between_the_same_prompts(judge):
 
 
 def test_one_prompt_has_no_interval_and_a_prompt_may_be_in_several_groups():
-    assert results.summary([3.0])["interval"] is None and results.summary([3.0, 4.0])["interval"] == (3.0, 4.0)
+    assert measures.summary([3.0])["interval"] is None and measures.summary([3.0, 4.0])["interval"] == (3.0, 4.0)
     assert Prompt("a", group="violence, shocking").groups == ("violence", "shocking") and Prompt("a").groups == ()
 
 
 @pytest.mark.parametrize(("told", "found"), [("Female", "female"), ("woman", "female"), ("male", "male"), ("other", None)])
 def test_what_a_file_says_that_a_prompt_states_is_read_as_people_write_it(told, found):
-    assert results.stated(Prompt("a doctor", stated={"gender": told}), "gender", ("male", "female")) == found
+    assert measures.stated(Prompt("a doctor", stated={"gender": told}), "gender", ("male", "female")) == found
 
 
 def test_results_are_valid_json_and_name_their_prompts(finished):

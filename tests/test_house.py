@@ -40,6 +40,8 @@ ROWS = [
     {"attaching", "adapters", "redraw"},
     {"batches", "watching"},
     {"loss"},
+    {"build_plan"},
+    {"build_folder"},
     {"building", "training", "evaluation", "baselines", "fitting"},
     {"readings"},
     {"measures"},

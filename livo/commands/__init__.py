@@ -6,6 +6,7 @@ Bad input is a ValueError or an OSError, printed as one line with exit code 2. W
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from livo.precision import HELP, PRECISIONS
 
@@ -31,3 +32,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of everything else that is drawn (default 0)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=f"{HELP} (default auto)")
+
+
+def add_judge(parser: argparse.ArgumentParser, help: str = "", **more) -> None:
+    """For commands that judge images."""
+    about = (
+        "papertown or the folder of such a judge; clip:, vlm:, nsfw:, safety:, gender:, ... and a hub id or folder "
+        "(default: papertown, for Papertown's own weights; any other model needs one)"
+    )
+    parser.add_argument("--judge", metavar="JUDGE", help=about + help, **more)
+
+
+def check_judge(model: str, judge: object) -> None:
+    """Raises ValueError where a hub id has no judge, before it is downloaded. A folder is loaded first: it may hold Papertown."""
+    if not judge and model != "papertown" and not Path(model).is_dir():
+        from livo.judges import NO_JUDGE
+
+        raise ValueError(NO_JUDGE)

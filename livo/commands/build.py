@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_sampling, positive
+from livo.commands import add_judge, add_sampling, check_judge, positive
 
 HELP = "Make preference data for principles with a construct section, or check a folder of them."
 EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--populations", action="store_true", help="PopAlign's diverse and neutral sets in place of the debias principles' pairs"
     )
     parser.add_argument("--model", default="papertown", help="the generator: any text-to-image pipeline (default papertown)")
-    parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
+    add_judge(parser)
     parser.add_argument("--batch", type=positive, default=32, help="images generated together (default 32)")
     add_sampling(parser)
 
@@ -51,21 +51,23 @@ def run(args) -> None:
     import torch
     from accelerate import PartialState
 
-    from livo import building
-    from livo.judges import load_judge
+    from livo import build_folder, building
+    from livo.build_plan import further_attributes
+    from livo.judges import judge_for
     from livo.pipeline import load_pipeline
     from livo.principles import bundled_principles, load_principles
     from livo.progress import follow_build
 
-    principles = load_principles(args.principles or bundled_principles())
-    principles = _chosen(principles, args.only)
+    check_judge(args.model, args.judge)
+    known = load_principles(args.principles or bundled_principles())
+    principles = _chosen(known, args.only)
     if args.pairs:
         counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
         principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
     state = PartialState(cpu=not torch.cuda.is_available())
-    judge = load_judge(args.judge, principles, state.device)
     pipe = load_pipeline(args.model).to(state.device)
     pipe.set_progress_bar_config(disable=True)
+    judge = judge_for(pipe, args.judge, principles, state.device, further_attributes(principles, known))
     options = building.Options(args.seed, args.batch, args.steps, args.guidance, args.precision, args.populations)
     if state.is_main_process:
         building.prepare(args.output, pipe, judge, principles, options)
@@ -74,7 +76,7 @@ def run(args) -> None:
     follow_build(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        manifest = building.finish(args.output, principles, options)
+        manifest = build_folder.finish(args.output, principles)
         card = json.loads(manifest.with_name("data_card.json").read_text())["principles"]
         for name, job in card.items():
             print(

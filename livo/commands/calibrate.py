@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, check_judge, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="YAML file, folder, or bundled name: livo, safety (default: the model's own, else the paper's five)",
     )
-    parser.add_argument("--judge", default="papertown", help="papertown, or the folder of a judge (default papertown)")
+    add_judge(parser)
     parser.add_argument("-n", type=positive, default=20, help="images per prompt and principle (default 20)")
     add_sampling(parser)
 
@@ -36,6 +36,7 @@ def run(args) -> None:
     from livo.prompts import read_prompts
 
     refuse_overwriting(args.prompts, args.value_encoder, ("config.json",))
+    check_judge(args.model, args.judge)
     prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts, args.column)))
     config = args.value_encoder / "config.json"
     if not config.is_file():
@@ -46,7 +47,7 @@ def run(args) -> None:
     from livo.calibration import tally
     from livo.files import write_json
     from livo.hashing import weights_hash
-    from livo.judges import load_judge
+    from livo.judges import CannotRead, attribute_for, judge_for, verdicts
     from livo.pipeline import load_pipeline
     from livo.precision import for_pipeline
 
@@ -55,23 +56,23 @@ def run(args) -> None:
     if torch.cuda.is_available():
         pipe.to("cuda")
     precision = for_pipeline(args.precision, pipe)
-    judge = load_judge(args.judge, pipe.principles)
     known = set(pipe.value_encoder.statements or ())
-    principles = [p for p in pipe.principles if p.directions and p.construct and set(p.directions.values()) <= known]
+    principles = [p for p in pipe.principles if p.directions and set(p.directions.values()) <= known]
     if not principles:
         raise ValueError(
             f"{args.value_encoder}: it was trained with the directions of no principle, so there is nothing to calibrate"
         )
-    for principle in principles:
-        if not set(principle.attributes) <= set(judge.attributes.get(principle.construct.judge, ())):
-            what = f"{principle.construct.judge} ({', '.join(principle.attributes)})"
-            raise ValueError(
-                f"{principle.id}: {judge.name} cannot tell {what}; mend its construct section, or give another --judge"
-            )
+    judge = judge_for(pipe, args.judge, principles, pipe.device)
+    attributes = {}
+    for principle in principles:  # before anything is generated
+        try:
+            attributes[principle.id] = attribute_for(judge, principle)
+        except CannotRead as error:
+            raise ValueError(f"{principle.id}: {error}; change its construct section, or give another --judge") from None
     found = {}
     pipe.value_encoder.config.value_calibration = None  # measured anew, from even shares
     for principle in principles:
-        seen = []
+        seen, broken = [], 0
         for i, prompt in enumerate(tqdm(prompts, principle.id, unit="prompt")):
             with precision.autocast(pipe.device):
                 out = pipe(
@@ -82,8 +83,14 @@ def run(args) -> None:
                     guidance_scale=args.guidance,
                     generator=torch.Generator().manual_seed(args.seed + i),
                 )
-            read = [reading[principle.construct.judge] for reading in judge.read(out.images)]
-            seen += [(decision.direction, name) for decision, name in zip(out.decisions, read, strict=True)]
+            for decision, verdict in zip(out.decisions, verdicts(judge, out.images, [prompt] * args.n), strict=True):
+                broken += bool(verdict.fault)
+                if not verdict.fault:
+                    seen.append((decision.direction, verdict.classes[attributes[principle.id]]))
+        if broken:
+            print(f"note: {principle.id}: {broken} images are black, constant or not finite, and were left out")
+        if not seen:
+            raise ValueError(f"{principle.id}: no image could be judged, so there is nothing to calibrate by")
         calibration = tally(list(principle.directions), iter(seen), f"{judge.name}@{judge.revision}", len(prompts))
         if calibration.images < _ENOUGH * len(calibration.classes):
             print(

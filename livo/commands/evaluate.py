@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, check_judge, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 -o runs/evaluation"
@@ -25,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_column(parser)
     parser.add_argument("--method", nargs="+", default=["base", "livo"], help=_METHODS)
-    parser.add_argument(
-        "--judge",
-        action="append",
-        help="papertown or a folder; clip:, vlm:, nsfw:, safety:, gender:, ... and a hub id or folder; repeat it, and their disagreement "
-        "is reported (default papertown)",
-    )
+    add_judge(parser, "; repeat it, and their disagreement is reported", action="append")
     parser.add_argument(
         "--reference",
         default="base",
@@ -46,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--principles",
         type=Path,
-        help="YAML file, folder, or bundled name (livo, safety): what is judged (default: the model's own, else the paper's five)",
+        help="YAML file, folder, or bundled name (livo, safety): what is judged (default: what livo=ID names, else the model's own, else "
+        "the paper's five)",
     )
     parser.add_argument("--batch", type=positive, default=32, help="images generated together, across prompts (default 32)")
     add_sampling(parser)
@@ -63,6 +59,7 @@ def run(args) -> None:
         refuse_overwriting(
             source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")
         )
+    check_judge(args.model, args.judge)
     prompts = read_prompts(args.prompts, args.column)  # what may fail is loaded before the long part
     if args.reference not in ("base", "none"):
         folder = Path(args.reference)
@@ -75,14 +72,15 @@ def run(args) -> None:
     from accelerate import PartialState
 
     from livo import evaluation, report, results
-    from livo.judges import load_judge
+    from livo.judges import judge_for
     from livo.pipeline import load_pipeline
     from livo.progress import follow_evaluation
 
     state = PartialState(cpu=not torch.cuda.is_available())
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles).to(state.device)
     pipe.set_progress_bar_config(disable=True)
-    judges = [load_judge(spec, pipe.principles, state.device) for spec in args.judge or ["papertown"]]
+    asked = _asked(args, pipe)
+    judges = [judge_for(pipe, spec, asked, state.device) for spec in args.judge or [None]]
     prompts = distinct([prompt.stating({name for judge in judges for name in judge.attributes}) for prompt in prompts])
     methods = [_method(spec, pipe) for spec in args.method]
     names = ("images", "batch", "steps", "guidance", "seed", "precision", "keep")
@@ -92,8 +90,6 @@ def run(args) -> None:
         against = None
         if state.is_main_process:
             print("no judge gives features (papertown and clip do), so FID, KID and drift are left out")
-    if settings.images < settings.group and state.is_main_process:
-        print(f"Max and Prob are over groups of {settings.images} images, not of {settings.group}: there are no more")
     if state.is_main_process:
         evaluation.claim(args.output, pipe, prompts, judges, settings)
     state.wait_for_everyone()
@@ -104,13 +100,23 @@ def run(args) -> None:
     follow_evaluation(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
-        result, found = results.assemble(args.output, methods, prompts, judges, pipe.principles, settings, against)
+        result, found = results.assemble(args.output, methods, prompts, judges, asked, settings, against)
         report.write(args.output, result, found)
         print(report.plain(*report.table(result["figures"]["all prompts"])))
+        for name, read in found.items():
+            if broken := int((~read.good).sum()):
+                print(f"{name}: {broken} of {read.good.size} images are black, constant or not finite, and in no figure")
         for pair, values in next(iter(result["disagreement"].values()), {}).items():
             kappa = "" if values["kappa"] is None else f", kappa {values['kappa']:.2f}"
             print(f"{pair}: the judges differ on {values['differ']:.1f}% of the images{kappa}")
         print(f"{args.output}/results.json written; report.html and contact.png lie beside it")
+
+
+def _asked(args, pipe):
+    """The principles that are reported: all of --principles, else those that every livo method names, else all of the model's."""
+    named = [spec.partition("=")[2].split(",") for spec in args.method if spec.partition("=")[0] == "livo"]
+    ids = {name for names in named for name in names}
+    return [p for p in pipe.principles if p.id in ids] if named and "" not in ids and not args.principles else pipe.principles
 
 
 def _method(spec: str, pipe):

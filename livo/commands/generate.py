@@ -48,7 +48,7 @@ def run(args) -> None:
     import torch
 
     from livo.files import write_json
-    from livo.judges import load_judge
+    from livo.judges import is_papertown, load_judge
     from livo.ledger import ValueLedger
     from livo.pictures import grid, save_picture, stack
     from livo.pipeline import load_pipeline
@@ -82,7 +82,7 @@ def run(args) -> None:
                 generator=torch.Generator().manual_seed(args.seed),
             )
 
-    judge = load_judge("papertown") if args.model == "papertown" else None
+    judge = load_judge("papertown") if is_papertown(pipe) else None
     sheets, record = [], []
     columns = min(args.n, 10)
     for prompt in args.prompt:
@@ -117,23 +117,32 @@ def _with_target(principles, source: str):
 
 def _shares(pipe, out, base, judge, width: int) -> list:
     """For each principle that acted by directions: asked, assigned and, with a judge, measured shares, printed and as bars."""
+    from livo.judges import CannotRead, attribute_for, verdicts
     from livo.metrics import counts
     from livo.pictures import bars
 
     sheets = []
     images = [(image, *image.also) for image in out.decisions]
     drawn = {"LiVO, as the judge reads it": out.images, "base, as the judge reads it": base} if judge else {}
-    readings = {what: judge.read(pictures) for what, pictures in drawn.items() if pictures}
+    readings = {what: verdicts(judge, pictures) for what, pictures in drawn.items() if pictures}
+    for what, rows in readings.items():
+        if broken := [row.fault for row in rows if row.fault]:
+            print(f"  {what}: {len(broken)} of {len(rows)} images are {' or '.join(sorted(set(broken)))}, so they are not read")
     for place, decision in enumerate(images[0]):
         if decision.direction is None:
             continue
         principle = next(p for p in pipe.principles if p.id == decision.id)
         assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
         shown = {"asked": list(principle.shares.values()), "assigned": assigned}
+        try:
+            attribute = attribute_for(judge, principle) if judge else None
+        except CannotRead as error:
+            attribute = None
+            print(f"  {principle.id} is not measured: {error}")
         for what, rows in readings.items():
-            read_as = next((a for a, known in judge.attributes.items() if set(principle.attributes) <= set(known)), None)
-            if read_as is not None:
-                shown[what] = counts([reading[read_as] for reading in rows], list(principle.shares)) / len(images)
+            read = [row.classes[attribute] for row in rows if attribute and not row.fault]
+            if read:
+                shown[what] = counts(read, list(principle.shares)) / len(read)
         classes = {name: {key: float(values[i]) for key, values in shown.items()} for i, name in enumerate(principle.shares)}
         sheets.append(bars(principle.id, classes, width))
         for name, values in classes.items():

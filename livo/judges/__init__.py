@@ -6,13 +6,14 @@ A risk is an attribute with the classes "no" and "yes"; its score is the probabi
 from livo.judges.base import RISK, Judge, Verdict, broken, judge_all, scattered, verdicts
 from livo.judges.classifier import ClassifierJudge
 from livo.judges.clip import CLIPJudge
-from livo.judges.loading import judge_for, load_judge
+from livo.judges.loading import NO_JUDGE, judge_for, load_judge
 from livo.judges.papertown import PapertownJudge, is_papertown
 from livo.judges.reading import CannotRead, attribute_for, disagreement, unwanted_class, wanted_classes
 from livo.judges.safety import SafetyCheckerJudge
 from livo.judges.vision_language import VisionLanguageJudge, yes_no_tokens
 
 __all__ = [
+    "NO_JUDGE",
     "RISK",
     "CLIPJudge",
     "CannotRead",

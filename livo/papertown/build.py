@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from livo import building
+from livo import build_folder, building
 from livo.config import TrainingConfig
 from livo.files import remove, replacing
 from livo.judges import PapertownJudge
@@ -132,7 +132,7 @@ def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge, pr
     folder = work / "preferences"
     building.prepare(folder, pipe, judge, principles, options)
     follow_build(building.build(pipe, judge, principles, folder, options))
-    building.finish(folder, principles, options)
+    build_folder.finish(folder, principles)
 
 
 def _train_value_encoder(work: Path, precision: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from livo import building
+from livo import build_folder, building
 from livo.baselines import WeightEdit
 from livo.config import TrainingConfig
 from livo.construct import Construct
@@ -39,7 +39,7 @@ def data(work: Path, populations: bool, precision: str = "auto") -> Path:
         options = replace(GENERATION, populations=populations, precision=precision)
         building.prepare(folder, pipe, judge, principles, options)
         follow_build(building.build(pipe, judge, principles, folder, options))
-        building.finish(folder, principles, options)
+        build_folder.finish(folder, principles)
     return folder
 
 
