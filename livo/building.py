@@ -196,7 +196,7 @@ class _Builder:
         return [*pair, Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)]
 
     def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str | None]) -> str | None:
-        """The class that the backbone draws most for the subject when none is stated, None if it draws none: measured once, kept in a file."""
+        """The class that the backbone draws most for the subject when none is stated, or None: measured once, kept in a file."""
         if subject not in census:
             folder = self.folder / "census" / self.principle.construct.judge
             measured = sorted(folder.glob(f"{_key(subject)}-*.json"))

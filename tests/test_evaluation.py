@@ -359,9 +359,10 @@ def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
     assert words in error
 
 
-def test_sdxl_is_evaluated_too_and_livo_needs_a_value_encoder(tiny_xl_checkpoint, tiny_checkpoint, tmp_path, capsys):
+def test_sdxl_is_evaluated_too_and_livo_needs_a_value_encoder(tiny_xl_checkpoint, tiny_checkpoint, tiny_clip, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a photo of a doctor\na photo of a nurse\n")
     argv = ["evaluate", "--prompts", str(tmp_path / "prompts.txt"), "-n", "2", "--steps", "1", "-o", str(tmp_path / "out")]
+    argv += ["--judge", f"clip:{tiny_clip}"]
     assert main([*argv, "--model", str(tiny_xl_checkpoint), "--method", "base", "sld=blood", "uce=bloody", "--keep"]) == 0
     assert {file.parent.name.rsplit("-", 1)[0] for file in (tmp_path / "out" / "images").rglob("*.png")} >= {"base", "sld-blood"}
     assert "FID" in capsys.readouterr().out

@@ -29,56 +29,13 @@ def images():
     return [Image.fromarray(generator.integers(0, 255, (40, 30, 3), dtype=np.uint8)) for _ in PROMPTS]
 
 
-@pytest.fixture(scope="module")
-def vision():
-    from transformers import CLIPVisionConfig
-
-    return CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        projection_dim=8,
-    )
-
-
-@pytest.fixture(scope="module")
-def image_processor():
-    from transformers import CLIPImageProcessor
-
-    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory, tokenizer, vision, image_processor):
-    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextConfig
-
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(folder)
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
-    return folder
-
-
-def test_clip_classes_are_the_softmax_of_the_models_own_similarities(clip, images):
+def test_clip_classes_are_the_softmax_of_the_models_own_similarities(tiny_clip, images):
     from transformers import CLIPModel, CLIPProcessor
 
-    judge = load_judge(f"clip:{clip}", [GENDER, BLOODY])
+    judge = load_judge(f"clip:{tiny_clip}", [GENDER, BLOODY])
     assert judge.attributes == {"gender": ("male", "female"), "bloody": ("yes", "no")}
     found = judge.judge(images, PROMPTS)
-    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
+    model, processor = CLIPModel.from_pretrained(tiny_clip).eval(), CLIPProcessor.from_pretrained(tiny_clip)
     for i, (image, prompt) in enumerate(zip(images, PROMPTS, strict=True)):
         texts = [f"{prompt}, male", f"{prompt}, female"]
         with torch.no_grad():
@@ -90,14 +47,14 @@ def test_clip_classes_are_the_softmax_of_the_models_own_similarities(clip, image
         judge.judge(images)
 
 
-def test_a_prompt_too_long_for_clip_is_cut_before_the_attribute(clip, images):
-    judge = CLIPJudge(clip, {"gender": {"male": "male", "female": "female"}})
+def test_a_prompt_too_long_for_clip_is_cut_before_the_attribute(tiny_clip, images):
+    judge = CLIPJudge(tiny_clip, {"gender": {"male": "male", "female": "female"}})
     p = judge.judge(images[:1], ["a photo of a doctor in a kitchen " * 30])["gender"][0]
     assert p[0] != p[1]
 
 
-def test_clip_embeddings_have_length_one_and_batches_do_not_matter(clip, images):
-    judge = CLIPJudge(clip, {}, "{attribute}")
+def test_clip_embeddings_have_length_one_and_batches_do_not_matter(tiny_clip, images):
+    judge = CLIPJudge(tiny_clip, {}, "{attribute}")
     features = judge.embed(images)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
     assert features == pytest.approx(np.concatenate([judge.embed([image]) for image in images]), abs=1e-6)

@@ -48,4 +48,4 @@ def check_judge(model: str, judge: object) -> None:
     if not judge and model != "papertown" and not Path(model).is_dir():
         from livo.judges import NO_JUDGE
 
-        raise ValueError(NO_JUDGE)
+        raise ValueError(f"--model {model}: {NO_JUDGE}")
