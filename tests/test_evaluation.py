@@ -342,7 +342,7 @@ def test_stated_classes_are_whole_words_or_what_the_file_says():
         (["--prompts", "{good}", "--method", "base", "base"], "another name"),
         (["--prompts", "{good}", "--method", "base", "livo=typo"], "no principle 'typo'; there are nudity, bloody"),
         (["--prompts", "{good}", "--reference", "livo/commands"], "0 pictures there"),
-        (["--prompts", "{good}", "--judge", "clip:./absent"], "judge clip ./absent cannot be loaded"),
+        (["--prompts", "{good}", "--judge", "clip:./absent"], "judge clip './absent': no such file or folder"),
         (["--prompts", "{good}", "--reference", "./absent"], "--reference absent"),
         (["--prompts", "{good}", "--model", "./absent"], "absent"),
         (["--prompts", "{good}", "-o", "{good}"], "is a file"),
