@@ -10,6 +10,7 @@ import traceback
 
 from livo.commands import benchmark, build, calibrate, env, evaluate, generate, inspect, papertown, retrieve, train
 from livo.extras import MissingExtra, remedy
+from livo.files import is_text
 
 COMMANDS = {
     "generate": generate,
@@ -27,7 +28,12 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done, 2: bad input, 1: an unexpected error, 130: interrupted; errors are one line each."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    for number, word in enumerate(words, 1):
+        if not is_text(word):
+            print(f"livo: argument {number} is not UTF-8: {word!r:.80}; write it again, or rename the file", file=sys.stderr)
+            return 2
+    args = _parser().parse_args(words)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of loading weights, which takes no time
     _show_log()
     try:

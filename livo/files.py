@@ -22,6 +22,8 @@ _KINDS = {  # how files start that are no text
     b"%PDF": "a PDF",
 }
 
+HALF = "half of a character (a lone surrogate, or bytes that are not UTF-8); write it again"
+
 
 def check_file(file: Path) -> None:
     """Raises FileNotFoundError or ValueError where `file` is no regular file; the message says what it is."""
@@ -102,6 +104,14 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def is_text(value: object) -> bool:
     """Whether it is a string that can be written: half a surrogate pair ("\\ud800" in JSON, invalid bytes of a command line) cannot."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def refuse_half(name: str, value: object) -> None:
+    """Raises ValueError where a string, or one in a list or tuple, has half a surrogate pair; the message starts with `name`."""
+    for part in value if isinstance(value, (list, tuple)) else ():
+        refuse_half(name, part)
+    if isinstance(value, str) and not is_text(value):
+        raise ValueError(f"{name} {value!r:.80} holds {HALF}")
 
 
 def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] = ()) -> None:

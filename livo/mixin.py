@@ -19,6 +19,7 @@ from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import Rows, ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
 from livo.drawing import model_record, noise_of, settings_of, size_of
 from livo.family import check_family, constructor
+from livo.files import refuse_half
 from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
 from livo.logs import warn_once
@@ -132,6 +133,8 @@ class ValueMixin(SavedValues):
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
         given = self._arguments(args, kwargs)
+        for name, text in {"prompt": prompt, "value": value, **given}.items():
+            refuse_half(name, text)
         return_dict = given.get("return_dict", True)
         given["return_dict"] = True
         if not isinstance(ledger, (ValueLedger, type(None))):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import yaml
 
+from livo.files import HALF, is_text
+
 MAX_CHARACTERS = 20_000_000  # PyYAML reads about a million a second
 _MAX_VALUES = 2_000_000  # with aliases written out
 
@@ -20,6 +22,12 @@ class Loader(yaml.SafeLoader):
                 )
             seen.append((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        text = super().construct_scalar(node)
+        if not is_text(text):
+            raise yaml.constructor.ConstructorError(problem=f"{text!r} holds {HALF}", problem_mark=node.start_mark)
+        return text
 
 
 def compose_yaml(text: str, where: str) -> list[yaml.Node | None]:

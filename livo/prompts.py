@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from livo.files import is_text
+from livo.files import refuse_half
 from livo.tables import read_table, text_column
 
 _SEED = ("seed", "sd_seed", "evaluation_seed")
@@ -121,8 +121,9 @@ def read_labelled(file: Path, column: str | None = None) -> list[Labelled]:
 def _prompt(text: object, columns: dict[str, object], where: str) -> Prompt:
     if not isinstance(text, str):
         raise ValueError(f"{where}: prompt is {text!r:.60}: give a text, or delete the row")
-    if not all(map(is_text, (text, *(value for value in columns.values() if isinstance(value, str))))):
-        raise ValueError(f"{where}: half of a character (a lone surrogate) in a text; write it again")
+    refuse_half(f"{where}: prompt", text)
+    for name, value in columns.items():
+        refuse_half(f"{where}: {name}", value)
     lower = {name.lower(): value for name, value in columns.items() if value is not None}
     seed = next((lower[name] for name in _SEED if name in lower), None)
     group = next((lower[name] for name in _GROUP if name in lower), "")

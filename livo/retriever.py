@@ -17,7 +17,7 @@ from livo.embedding import DEFAULT_EMBEDDER, load_embedder, read_texts, unit_vec
 from livo.evidence import NAMES, Evidence, Lexicon, lexicon
 from livo.exemplars import Entry, ExemplarIndex, Neighbour
 from livo.facets import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
-from livo.files import replacing, write_json
+from livo.files import refuse_half, replacing, write_json
 from livo.logs import warn_once
 from livo.normalise import Normaliser, subject
 from livo.principles import FACETS, ValuePrinciple, load_principles
@@ -97,6 +97,7 @@ class ValueRetriever:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(f"a prompt is {prompt!r}: give a text")
+            refuse_half("prompt", prompt)
         texts = [self.normalise(prompt) for prompt in prompts]
         evidence = [(words or lexicon()).read(text) for text in texts]
         found = read_texts(self.embedder, [subject(text) for text in texts])
