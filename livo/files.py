@@ -114,6 +114,17 @@ def refuse_half(name: str, value: object) -> None:
         raise ValueError(f"{name} {value!r:.80} holds {HALF}")
 
 
+def check_output(path: Path, folder: bool = False) -> None:
+    """Raises ValueError where `path` cannot become a file, or with `folder` a folder: for before anything that takes long."""
+    if path.exists() and path.is_dir() != folder:
+        raise ValueError(f"--output {path} is a {'file: give a folder' if folder else 'folder: name a file'}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"--output {path}: {above} is a file, so nothing can be written below it")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"--output {path}: no permission to write in {above}")
+
+
 def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] = ()) -> None:
     """Raises ValueError where writing `output`, or the files and folders `names` in it, would replace the input `source`."""
     source = Path(source).resolve()
@@ -140,6 +151,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     if temporary.is_dir():
         remove(path)
+    elif path.is_dir():
+        remove(temporary)
+        raise IsADirectoryError(f"{path}: a folder; name a file")
     temporary.replace(path)
 
 

@@ -6,6 +6,7 @@ Bad input is a ValueError or an OSError, printed as one line with exit code 2. W
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from livo.precision import HELP, PRECISIONS
@@ -21,6 +22,22 @@ def positive(text: str) -> int:
     return number
 
 
+def finite(text: str) -> float:
+    """A number on the command line that is neither nan nor infinite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
+
+
+def seed(text: str) -> int:
+    """A seed on the command line: what torch.Generator takes."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2**63 - 1")
+    return number
+
+
 def add_column(parser: argparse.ArgumentParser) -> None:
     """For files of prompts."""
     parser.add_argument("--column", metavar="NAME", help="column of the prompts (default: prompt, prompts, text or caption)")
@@ -29,8 +46,8 @@ def add_column(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """What every command that draws images takes."""
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of everything else that is drawn (default 0)")
+    parser.add_argument("--guidance", type=finite, default=5.0, help="guidance scale (default 5)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise and of everything else that is drawn (default 0)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=f"{HELP} (default auto)")
 
 

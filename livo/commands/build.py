@@ -36,7 +36,12 @@ def run(args) -> None:
     if (args.check is None) == (args.output is None):
         raise ValueError("give either --output FOLDER to build, or --check FOLDER")
     from livo import preferences
+    from livo.files import check_output, refuse_overwriting
 
+    if args.check is None:
+        check_output(args.output, folder=True)
+        if args.principles:
+            refuse_overwriting(args.principles, args.output, ("build.json", "data_card.json", "metadata.jsonl", "rounds"))
     if args.check is not None:
         report = preferences.check(args.check)
         print(report.table())

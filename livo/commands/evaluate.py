@@ -49,12 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
-    if args.output.is_file():
-        raise ValueError(f"--output {args.output} is a file: give a folder")
-    from livo.files import refuse_overwriting
+    from livo.files import check_output, refuse_overwriting
     from livo.images import require_images
     from livo.prompts import distinct, read_prompts
 
+    check_output(args.output, folder=True)
     for source in filter(None, (args.prompts, args.principles)):
         refuse_overwriting(
             source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")

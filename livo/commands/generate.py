@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_sampling, positive
+from livo.commands import add_sampling, finite, positive
 
 HELP = "Generate images that keep to the values their prompts call for."
 EXAMPLE = 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png'
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="auto, none, a principle's id, or a statement; give it again for several that act together (default auto)",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="strength of the value token: 0 is the base (default 1)")
+    parser.add_argument("--scale", type=finite, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
     add_sampling(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("livo.png"), help="the grid; decisions go beside it as JSON")
@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     if args.output.suffix.lower() != ".png":
         raise ValueError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
+    from livo.files import check_output, refuse_overwriting
+
+    beside = args.output.with_suffix(".json")
+    for file in (args.output, beside):
+        check_output(file)
+        for source in filter(None, (args.principles, args.target and args.target.partition("#")[0], args.ledger)):
+            refuse_overwriting(source, file)
     import torch
 
     from livo.files import write_json
@@ -100,7 +107,6 @@ def run(args) -> None:
         record += [decision.to_dict() | drawn | {"image": i} for i, decision in enumerate(out.decisions)]
         print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_picture(stack(sheets), args.output, record)
-    beside = args.output.with_suffix(".json")
     write_json(beside, record)
     print(f"{args.output} and {beside} written")
 

@@ -84,7 +84,7 @@ def run(args) -> None:
 
 def _read(args, job: str) -> list | None:
     """The prompts of --file or --fit: what may be wrong with them is said before anything is loaded."""
-    from livo.files import refuse_overwriting
+    from livo.files import check_output, refuse_overwriting
 
     suffixes = {"file": (".csv", ".jsonl"), "redteam": (".json",)}.get(job)
     if job == "file" and args.output is None:
@@ -93,6 +93,8 @@ def _read(args, job: str) -> list | None:
         raise ValueError("--fit needs --output FOLDER")
     if args.output and suffixes and args.output.suffix.lower() not in suffixes:
         raise ValueError(f"--output {args.output}: --{job} writes {' or '.join(suffixes)}; give --output NAME{suffixes[0]}")
+    if args.output:
+        check_output(args.output, folder=job == "fit")
     written = ("report.json", "risk_coverage.png", "retriever.json", "facets") if job == "fit" else ()
     for source in (args.file, args.principles, args.fit if args.fit != "bundled" else None):
         if source and args.output:
