@@ -94,14 +94,14 @@ def test_half_a_character_in_any_argument_is_one_line(argv, capsys):
 def test_half_a_character_is_refused_by_the_python_interface(pipe):
     retriever = pipe.retriever
     for text in ("half \ud800", "\udfff"):
-        with pytest.raises(ValueError, match="prompt .* holds half of a character"):
+        with pytest.raises(ValueError, match=r"prompt .* holds half of a character"):
             retriever.retrieve(text)
         for value in ("auto", None, "gender_equality"):
-            with pytest.raises(ValueError, match="prompt .* holds half of a character"):
+            with pytest.raises(ValueError, match=r"prompt .* holds half of a character"):
                 pipe(["a doctor", text], value=value, num_inference_steps=1)
-        with pytest.raises(ValueError, match="negative_prompt .* holds half"):
+        with pytest.raises(ValueError, match=r"negative_prompt .* holds half"):
             pipe("a doctor", negative_prompt=text, num_inference_steps=1)
-        with pytest.raises(ValueError, match="value .* holds half"):
+        with pytest.raises(ValueError, match=r"value .* holds half"):
             pipe("a doctor", value=[(text, "bloody")], num_inference_steps=1)
     assert retriever.retrieve("whole \U0001f469\u200d\u2695\ufe0f \x00 \ufffe")
 
@@ -115,7 +115,7 @@ PRINCIPLES = {
     "nan.yaml": ("id: a\nstatement: b\napply_rate: .nan\nexemplars: [x]\n", "apply_rate is nan"),
     "code.yaml": ("- id: !!python/object/apply:os.system [ls]\n  statement: x\n", "could not determine a constructor"),
     "null.yaml": ("id: a\0\n", "a null character"),
-    "picture.yaml": ("\x89PNG", "not UTF-8"),
+    "picture.yaml": ("\x89PNG", "holds a PNG picture, not text"),
 }
 
 
@@ -171,6 +171,7 @@ def test_no_command_writes_over_what_it_reads(tmp_path, capsys):
         "grid.json": "{male: 0.5, female: 0.5}",
         "grid.png": "no picture",
         "config.json": '["a doctor"]',
+        "report.json": "[]",
     }
     for name, text in inputs.items():
         (tmp_path / name).write_text(text)
@@ -181,11 +182,12 @@ def test_no_command_writes_over_what_it_reads(tmp_path, capsys):
         ["build", "--principles", at["data_card.json"], "-o", str(tmp_path)],
         ["generate", "a", "--target", at["grid.json"] + "#x", "-o", at["grid.png"]],
         ["generate", "a", "--principles", at["grid.png"], "-o", at["grid.png"]],
-        ["retrieve", "--fit", at["config.json"].replace("config", "results"), "-o", at["results.json"] + "/.."],
+        ["retrieve", "--fit", at["report.json"], "-o", str(tmp_path)],
+        ["retrieve", "--redteam", "--principles", at["report.json"], "-o", at["report.json"]],
     ):
         assert main(argv) == 2, argv
         (line,) = lines_of(capsys.readouterr().err)
-        assert "would replace the input" in line or argv[0] == "retrieve", line
+        assert "would replace the input" in line
     assert {name: (tmp_path / name).read_text() for name in inputs} == inputs
 
 
