@@ -16,6 +16,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from livo.sharing import TOKENIZING
+
 MASKED = -10_000.0  # added to an attention score, removes the token exactly, in half precision too
 
 
@@ -27,13 +29,15 @@ def value_text(statement: str, prompt: str) -> str:
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     """Token ids (N, 77), cut at the end and padded, as Stable Diffusion reads its prompts."""
     length = tokenizer.model_max_length
-    return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    with TOKENIZING:
+        return tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
 def cut_off(tokenizer: CLIPTokenizer, text: str) -> str:
     """The end of `text` that does not fit the tokenizer's 77 positions; empty where all of it does."""
     room = tokenizer.model_max_length - 2  # between BOS and EOS
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    with TOKENIZING:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return tokenizer.decode(ids[room:]) if len(ids) > room else ""
 
 
@@ -50,7 +54,8 @@ def encode_value(
     ids = tokenize(tokenizer, texts)
     known = value_encoder.config.vocab_size
     if bool((ids >= known).any()):
-        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        with TOKENIZING:
+            rows = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         ids = torch.full_like(ids, tokenizer.pad_token_id)
         for row, words in zip(ids, rows, strict=True):
             words = [word for word in words if word < known][: len(row) - 2]

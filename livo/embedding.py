@@ -53,14 +53,15 @@ def load_embedder(name: str | Path):
 
 def unit_vectors(embedder, texts: Sequence[str]) -> np.ndarray:
     """Unit vectors (N, width), float32, of the texts as they are."""
-    vectors = np.asarray(embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), np.float32)
+    with _READING:
+        vectors = np.asarray(embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), np.float32)
     faiss.normalize_L2(vectors)
     return vectors
 
 
 def read_texts(embedder, texts: Sequence[str]) -> Reading:
     """Sentence and token vectors of the texts, by one pass of the model: a Reading without evidence."""
-    with _middle_layer(embedder):
+    with _READING, _middle_layer(embedder):
         rows = embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
     none = np.zeros((len(texts), 0), np.float32)
     given = set(rows[0]) if isinstance(rows[0], Mapping) else set()  # none by a model of its own kind: its rows are the vectors
@@ -81,7 +82,7 @@ def read_texts(embedder, texts: Sequence[str]) -> Reading:
 
 
 _MIDDLE = "middle_embeddings"
-_LAYERS_LOCK = Lock()  # a model's settings are changed while it reads, and threads may share it
+_READING = Lock()  # a model's settings, and its tokenizer's, are changed while it reads, and threads may share it
 
 
 @contextmanager
@@ -103,11 +104,10 @@ def _middle_layer(model) -> Iterator[None]:
         own = {name: value for name, value in features.items() if before or name != "all_layer_embeddings"}
         return own | {_MIDDLE: layers[len(layers) // 2]} if layers else own
 
-    with _LAYERS_LOCK:
-        before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
-        config.output_hidden_states = True
-        try:
-            yield
-        finally:
-            config.output_hidden_states = before
-            hook.remove()
+    before, hook = config.output_hidden_states, transformer.register_forward_hook(keep)
+    config.output_hidden_states = True
+    try:
+        yield
+    finally:
+        config.output_hidden_states = before
+        hook.remove()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, make_dataclass, replace
 from functools import cache
 from inspect import signature
@@ -20,6 +20,7 @@ from livo.conditioning import Rows, ValueAttention, acting, cut_off, encode_valu
 from livo.drawing import model_record, noise_of, settings_of, size_of
 from livo.family import check_family, constructor
 from livo.files import refuse_half
+from livo.finite import check_images, check_tokens, watching
 from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
 from livo.logs import warn_once
@@ -27,6 +28,7 @@ from livo.plan import Plan, before_each_step
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
 from livo.saving import SavedValues
+from livo.sharing import PrivateTokenizer, one_call, private_copy
 from livo.value_encoder import check_fit
 
 logger = logging.getLogger(__name__)
@@ -139,7 +141,8 @@ class ValueMixin(SavedValues):
         given["return_dict"] = True
         if not isinstance(ledger, (ValueLedger, type(None))):
             raise ValueError(f"ledger is {ledger!r}: give a ValueLedger, such as ValueLedger('shares.sqlite')")
-        with nullcontext() if ledger is None else ledger.reserving() as reservation:  # counted once the images are there
+        reserving = nullcontext() if ledger is None else ledger.reserving()  # counted once the images are there
+        with one_call(self, given), watching(self) as finite, reserving as reservation:
             decisions = self._decide(prompt, (value, value_scale, value_start, value_end), reservation, given)
             if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
                 prompt = None  # the base takes one of them
@@ -161,6 +164,7 @@ class ValueMixin(SavedValues):
                         self._check_acted(plan)
                 finally:
                     self._plan = None
+            check_images(self, finite, out[0], with_values=plan is not None)
         decisions = [
             replace(_with(decision, seed=seed, image=number), settings=settings | {"size": size_of(image, self.vae_scale_factor)})
             for decision, (seed, number, settings), image in zip(decisions, drawn_with, out.images, strict=True)
@@ -193,19 +197,18 @@ class ValueMixin(SavedValues):
             )
 
     def encode_prompt(self, *args, **kwargs):
-        """As the base's; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""
-        with _text_model(self.text_encoder):
-            if self._plan is None:
-                return super().encode_prompt(*args, **kwargs)
-            if self._attention.rows is not None:
-                if signature(super().encode_prompt).bind(*args, **kwargs).arguments.get("prompt_embeds") is not None:
-                    return super().encode_prompt(*args, **kwargs)  # what it returned before, with the tokens
-                raise ValueError(
-                    f"{type(self).__name__} encodes more than one text a call, and a value belongs to one prompt: pass value=None"
-                )
-            if self.config.prompt_padding == "do_not_pad":
-                return self._encode_unpadded(super().encode_prompt, *args, **kwargs)
-            embeds, negative, *rest = super().encode_prompt(*args, **kwargs)
+        """See the base class; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""
+        if self._plan is None:
+            return self._encode(*args, **kwargs)
+        if self._attention.rows is not None:
+            if signature(super().encode_prompt).bind(*args, **kwargs).arguments.get("prompt_embeds") is not None:
+                return self._encode(*args, **kwargs)  # what it returned before, with the tokens
+            raise ValueError(
+                f"{type(self).__name__} encodes more than one text a call, and a value belongs to one prompt: pass value=None"
+            )
+        if self.config.prompt_padding == "do_not_pad":
+            return self._encode_unpadded(*args, **kwargs)
+        embeds, negative, *rest = self._encode(*args, **kwargs)
         tokens = self._plan.tokens.to(embeds)
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
@@ -213,6 +216,14 @@ class ValueMixin(SavedValues):
         self._attention.rows = Rows(torch.cat([torch.zeros_like(tokens), tokens]), self._plan.labels)
         self._attention.blend = self._plan.blend(0.0, embeds.shape[1]).to(embeds)
         return embeds, negative, *rest
+
+    def _encode(self, *args, length: int | None = None, **kwargs):
+        """The base's `encode_prompt`, with texts cut and padded to `length`. No tokenizer or text encoder is changed by it."""
+        private = private_copy(self, length)
+        found = super(ValueMixin, private).encode_prompt(*args, **kwargs)
+        if "_lora_scale" in vars(private):  # the base keeps it for the next LoRA that is loaded
+            self._lora_scale = private._lora_scale
+        return found
 
     def _enter(self, step: int) -> None:
         """Hold the blend of a step, 1 for the second.
@@ -225,10 +236,10 @@ class ValueMixin(SavedValues):
         before = self._attention.blend.bias
         self._attention.blend = self._plan.blend(step / self.num_timesteps, before.shape[-1]).to(before)
 
-    def _encode_unpadded(self, encode, *args, **kwargs):
+    def _encode_unpadded(self, *args, **kwargs):
         """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
         text that is padded to the same length and has no value token. Images without a value keep the base's layout."""
-        call = signature(encode).bind(*args, **kwargs)
+        call = signature(super().encode_prompt).bind(*args, **kwargs)
         call.apply_defaults()
         given, plan = call.arguments, self._plan
         if given["prompt_embeds"] is not None or given["negative_prompt_embeds"] is not None:
@@ -240,16 +251,17 @@ class ValueMixin(SavedValues):
 
         @cache
         def encoded(text: str, length: int, clip_skip: int | None) -> torch.Tensor:
-            with _positions(self.tokenizer, length):
-                return encode(prompt=text, do_classifier_free_guidance=False, clip_skip=clip_skip, **common)[0][0]
+            kwargs = {"prompt": text, "do_classifier_free_guidance": False, "clip_skip": clip_skip, **common}
+            return self._encode(length=length, **kwargs)[0][0]
 
-        limit = self.tokenizer.model_max_length
+        tokenizer = PrivateTokenizer(self.tokenizer)
+        limit = tokenizer.model_max_length
         conditional, unconditional, scales = [], [], []
         for image, row in enumerate(plan.rows):
             text, negative = prompts[image // number], negatives[image // number]
             tokens = plan.tokens[image, : plan.counts[image]]
-            read = self.maybe_convert_prompt(text, self.tokenizer)
-            length = min(len(self.tokenizer(read, verbose=False).input_ids), limit - 1) if row else limit
+            read = self.maybe_convert_prompt(text, tokenizer)
+            length = min(len(tokenizer(read, verbose=False).input_ids), limit - 1) if row else limit
             embeds = encoded(text, length, given["clip_skip"])
             conditional.append(torch.cat([tokens.to(embeds), embeds]))
             unconditional.append(encoded(negative, min(length + len(tokens), limit), None))
@@ -326,6 +338,7 @@ class ValueMixin(SavedValues):
         hooked = any(hasattr(module, "_hf_hook") for module in self.value_encoder.modules())
         device = self._execution_device if hooked else self.value_encoder.device
         tokens = encode_value(self.value_encoder, self.tokenizer, texts, device)
+        check_tokens(self.value_encoder, tokens)
         return Plan(rows, dict(zip(texts, tokens if tokens.dim() == 3 else tokens[:, None], strict=True)))
 
 
@@ -334,29 +347,6 @@ def _with(decision: ImageDecision, **found) -> ImageDecision:
     if decision.statement is None:
         found.pop("encoder", None)
     return replace(decision, **found, also=tuple(_with(other, **found) for other in decision.also))
-
-
-@contextmanager
-def _text_model(text_encoder) -> Iterator[None]:
-    """diffusers asks the text encoder for its `text_model` where `clip_skip` is given, which transformers 5.6 took away."""
-    if text_encoder is None or hasattr(text_encoder, "text_model"):
-        yield
-        return
-    text_encoder.__dict__["text_model"] = text_encoder  # past nn.Module, which would make it its own child
-    try:
-        yield
-    finally:
-        del text_encoder.__dict__["text_model"]
-
-
-@contextmanager
-def _positions(tokenizer, length: int) -> Iterator[None]:
-    """Within this context the tokenizer cuts and pads texts to `length`."""
-    before, tokenizer.model_max_length = tokenizer.model_max_length, length
-    try:
-        yield
-    finally:
-        tokenizer.model_max_length = before
 
 
 @cache

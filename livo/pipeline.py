@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 
 from livo.hub import hub_options
 from livo.logs import warn_once
 from livo.mixin import ValueMixin
 from livo.saving import HUB_OPTIONS, PAPERTOWN, PRINCIPLES_FILE
+from livo.weights import check_module
 
 __all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
 
@@ -40,6 +42,9 @@ def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> Li
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         xl = "XL" in DiffusionPipeline.load_config(model, **where)["_class_name"]
     pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
+    for name, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            check_module(module, f"{model}/{name}")
     if not keep_safety_checker and getattr(pipe, "safety_checker", None) is not None:
         pipe.register_modules(safety_checker=None)
         warn_once(logger, "the safety checker of %s is left out: a judge would take what it blackens for clean images", model)

@@ -25,10 +25,11 @@ ROWS = [
         "calibration",
         "labelled",
         "sentence_encoder",
+        "sharing",
         "weights",
     },
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "images", "tables"}
-    | {"normalise", "evidence", "facets", "ledger", "lora"},
+    | {"normalise", "evidence", "facets", "ledger", "lora", "finite"},
     {"prompts", "exemplars", "embedding"},
     {"deciding"},
     {"retriever", "value_encoder", "preferences"},
