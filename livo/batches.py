@@ -16,7 +16,8 @@ from livo.adapters import Condition, encode_texts
 from livo.config import TrainingConfig
 from livo.files import replacing, sweep
 from livo.hashing import weights_hash
-from livo.preferences import LatentCache, PreferenceError, Sample, pairs
+from livo.latents import LatentCache
+from livo.preferences import PreferenceError, Sample, pairs
 
 
 @dataclass

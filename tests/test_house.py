@@ -33,7 +33,7 @@ ROWS = [
     {"prompts", "exemplars", "embedding"},
     {"deciding"},
     {"retriever", "value_encoder", "preferences"},
-    {"record", "family", "publishing", "environment", "memory"},
+    {"record", "family", "publishing", "environment", "memory", "latents"},
     {"choosing", "plan", "checkpoints", "drawing"},
     {"saving"},
     {"mixin"},

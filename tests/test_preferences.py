@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from livo import images, preferences
-from livo.preferences import LatentCache, PreferenceError
+from livo.latents import LatentCache
+from livo.preferences import PreferenceError
 
 
 def picture(file, color="red", size=(16, 16)):
