@@ -7,7 +7,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES
+from conftest import PRINCIPLES, gap
 from diffusers import HeunDiscreteScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from safetensors.torch import save_file
@@ -50,10 +50,10 @@ def embeds(pipe, text):
 def test_before_its_start_a_value_has_done_nothing_and_after_its_end_it_does_nothing(pipe, base):
     plain = latents_by_step(base, WARRIOR)
     late = latents_by_step(pipe, WARRIOR, value_start=0.5)
-    assert torch.allclose(late[0], plain[0], atol=1e-5) and torch.allclose(late[1], plain[1], atol=1e-5)
-    assert not torch.allclose(late[2], plain[2], atol=1e-4)
+    assert gap(late[0], plain[0]) < 2e-5 and gap(late[1], plain[1]) < 2e-5  # a masked token is not there, up to rounding
+    assert gap(late[2], plain[2]) > 2e-4
     full, early = latents_by_step(pipe, WARRIOR), latents_by_step(pipe, WARRIOR, value_end=0.5)
-    assert all(torch.equal(full[i], early[i]) for i in (0, 1)) and not torch.allclose(full[2], early[2], atol=1e-4)
+    assert all(torch.equal(full[i], early[i]) for i in (0, 1)) and gap(full[2], early[2]) > 2e-4
     middle = early[1]  # from there on the base's own steps
     rest = iter(range(4))
 
@@ -69,7 +69,7 @@ def test_before_its_start_a_value_has_done_nothing_and_after_its_end_it_does_not
         return {"latents": middle} if next(again) == 1 else {}
 
     draw(base, WARRIOR, callback_on_step_end=put_and_keep)
-    assert torch.allclose(there[-1], early[-1], atol=1e-4)
+    assert gap(there[-1], early[-1]) < 2e-5
 
 
 def test_ranges_and_strengths_differ_within_a_batch_as_in_single_runs(pipe):
@@ -193,7 +193,7 @@ def test_given_embeddings_take_values_by_the_text_beside_them(pipe, base):
     given = {"prompt_embeds": embeds(base, WARRIOR), "negative_prompt_embeds": embeds(base, "a dog")}
     assert np.array_equal(draw(pipe, **given, value=None), draw(base, **given))
     ours = draw(pipe, WARRIOR, **given)
-    np.testing.assert_allclose(ours, draw(pipe, WARRIOR, negative_prompt="a dog"), atol=1e-5)
+    np.testing.assert_allclose(ours, draw(pipe, WARRIOR, negative_prompt="a dog"), atol=1e-4)
     assert np.abs(ours - draw(base, **given)).max() > 1e-3
     with pytest.raises(ValueError, match="pass `prompt` beside `prompt_embeds`"):
         draw(pipe, **given)
@@ -204,7 +204,7 @@ def test_given_embeddings_take_values_by_the_text_beside_them(pipe, base):
 
 def test_embeddings_without_guidance_take_values(pipe):
     given = {"prompt_embeds": embeds(pipe, WARRIOR), "guidance_scale": 1.0}
-    np.testing.assert_allclose(draw(pipe, WARRIOR, **given), draw(pipe, WARRIOR, guidance_scale=1.0), atol=1e-5)
+    np.testing.assert_allclose(draw(pipe, WARRIOR, **given), draw(pipe, WARRIOR, guidance_scale=1.0), atol=1e-4)
 
 
 @pytest.mark.parametrize("skip", [0, 1])

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
+from conftest import PRINCIPLES, WordEmbedder, gap
 
 import livo.retriever
 from livo import ValuePrinciple, ValueRetriever
@@ -435,7 +435,7 @@ def test_a_model_that_uses_its_own_layers_keeps_them(paper, minilm):
     seen = []
     own[1].register_forward_pre_hook(lambda module, inputs: seen.append("all_layer_embeddings" in inputs[0]))
     reading = ValueRetriever(paper.principles, own).read(["a baker"])[2]
-    np.testing.assert_allclose(reading.tokens, paper.read(["a baker"])[2].tokens, atol=2e-6)
+    assert gap(reading.tokens, paper.read(["a baker"])[2].tokens) < 1e-5
     assert all(seen) and seen and own[0].auto_model.config.output_hidden_states
 
 
