@@ -27,6 +27,7 @@ from livo.papertown.reading import Reader, bias, kept, scenes
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
 from livo.pipeline import LiVOPipeline
+from livo.precision import settle
 
 STEPS, IMAGES = 350, 16
 RUNS = {
@@ -40,7 +41,7 @@ RUNS = {
 }
 
 
-def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | None) -> dict[str, list[float]]:
+def measure(work: Path, precision: str, name: str, config: TrainingConfig | None, run: Path | None) -> dict[str, list[float]]:
     """Values of each prompt: gender and race D1 on held-out careers and places, R of each risk, career still read."""
     pipe = LiVOPipeline.from_pretrained("papertown")
     pipe.set_progress_bar_config(disable=True)
@@ -49,7 +50,7 @@ def measure(work: Path, name: str, config: TrainingConfig | None, run: Path | No
         pipe.load_value_encoder(run / "value_encoder")
     elif config is not None:
         pipe.load_lora_weights(run / "lora")
-    reader = Reader(pipe, load_judge("papertown"), work / "readings", IMAGES)
+    reader = Reader(pipe, load_judge("papertown"), work / "readings", IMAGES, precision)
     principles = {p.id: p if encoder else None for p in pipe.principles}
     people = scenes(world.CAREERS.held_out)
     found: dict[str, list[float]] = {}
@@ -103,11 +104,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/objectives"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    runs, table = {}, {"base": measure(args.work, "base", None, None)}
+    precision = settle(args.work, "auto", "cpu").resolved
+    runs, table = {}, {"base": measure(args.work, precision, "base", None, None)}
     for name, config in RUNS.items():
-        source = data(args.work, populations="popalign" in config.objective)
-        runs[name] = trained(args.work, name, replace(config, steps=STEPS, guidance=1.0), source)
-        table[name] = measure(args.work, name, config, runs[name])
+        source = data(args.work, populations="popalign" in config.objective, precision=precision)
+        runs[name] = trained(args.work, name, replace(config, steps=STEPS, guidance=1.0, precision=precision), source)
+        table[name] = measure(args.work, precision, name, config, runs[name])
         write(table, runs, args.docs)
     print((args.docs / "objectives.md").read_text())
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from livo.files import write_json
+from livo.logs import warn_once
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 HELP = "auto is the fastest that this device computes well in; the others are autocast of float32 weights"
@@ -81,7 +82,9 @@ def resolve(asked: str, device, *, weights: str = "fp32", fp16: bool = True, fil
         chosen = before or (weights if weights != "fp32" else fastest(device, fp16))
     if before is not None and chosen != before:
         raise ValueError(f"{file.parent} was begun in {before}, not {asked}: give precision auto or {before}, or another folder")
-    _report(asked, chosen, str(device), resumed=before is not None)
+    if asked == "auto":
+        _report(chosen, str(device), resumed=before is not None)
+    warn_if_slow(chosen, device)
     return Precision(asked, chosen, weights)
 
 
@@ -154,6 +157,19 @@ def slowdown(name: str) -> float:
     return times[name] / times["fp32"]
 
 
+def warn_if_slow(name: str, device) -> None:
+    """Warn once, with the factor measured on this machine, where `device` is slower in this precision than in float32."""
+    import torch
+
+    device = torch.device(device)
+    if name in fast(device):
+        return
+    if device.type != "cpu":
+        warn_once(logger, "%s may be slow on %s, which is not known to have instructions for it", name, device.type)
+    elif (factor := slowdown(name)) > 1:
+        warn_once(logger, "%s takes %.1f times as long as fp32 on this CPU, which has no instructions for it", name, factor)
+
+
 def fastest(device, fp16: bool = True) -> str:
     """What auto is on `device`: bf16 before fp16, whose range is smaller. On a CPU fp16 is never chosen: hardly any computes in it."""
     import torch
@@ -181,16 +197,8 @@ def _computes_in(name: str) -> bool:
 
 
 @lru_cache
-def _report(asked: str, chosen: str, device: str, resumed: bool) -> None:
-    """Once for each combination: what auto is, or how slow what was asked for is."""
-    if asked == "auto":
-        logger.info("precision auto is %s on %s%s", chosen, device, ", as what is there was begun" if resumed else "")
-    if chosen in fast(device):
-        return
-    if device != "cpu":
-        logger.warning("%s may be slow on %s, which is not known to have instructions for it", chosen, device)
-    elif (factor := slowdown(chosen)) > 1:
-        logger.warning("%s takes %.1f times as long as fp32 on this CPU, which has no instructions for it", chosen, factor)
+def _report(chosen: str, device: str, resumed: bool) -> None:
+    logger.info("precision auto is %s on %s%s", chosen, device, ", as what is there was begun" if resumed else "")
 
 
 def _block():

@@ -22,7 +22,7 @@ from livo.judges import load_judge
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
-from livo.precision import Precision, recorded, resolve
+from livo.precision import Precision, recorded, resolve, warn_if_slow
 from livo.preferences import PreferenceError, Sample, check_pictures, read, scheduler_record
 from livo.publishing import weights_card
 from livo.watching import Log, validate
@@ -139,6 +139,8 @@ def _precision(config: TrainingConfig, run: Path) -> Precision:
         raise ValueError(
             "backbone_dtype is float16 and precision auto is fp32 here: give precision bf16, or backbone_dtype float32"
         )
+    if config.backbone_dtype != "float32":
+        warn_if_slow({"bfloat16": "bf16", "float16": "fp16"}[config.backbone_dtype], device)
     return precision
 
 

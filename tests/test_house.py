@@ -8,13 +8,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "livo"
 ROWS = [
-    {"files"},
+    {"files", "logs"},
     {"precision"},
     {
         "arguments",
         "hashing",
         "lettering",
-        "logs",
         "extras",
         "hub",
         "plain_yaml",
