@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def aligned(cls: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
 @strict
 def attach(
     pipe: DiffusionPipeline,
-    value_encoder: str | Path | CLIPTextModel | None = None,
+    value_encoder: str | Path | CLIPTextModel | Mapping[str, str | Path | CLIPTextModel] | None = None,
     value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
     value_scale: float = 1.0,
     prompt_padding: str = "max_length",
@@ -42,7 +42,7 @@ def attach(
     """Give the pipeline `pipe` itself values, and return it. From then on it takes `value=` and all that LiVOPipeline takes.
 
     Args:
-        value_encoder: Hub id, folder, .safetensors file, or a CLIPTextModel.
+        value_encoder: Hub id, folder, .safetensors file, or a CLIPTextModel; a mapping gives several by name.
         value_principles: File, folder, bundled name ("livo", "safety"), or list; by default the paper's five.
 
     Raises:
@@ -59,7 +59,7 @@ def attach(
     try:
         pipe.plug_in(None, value_scale, prompt_padding)
         if value_encoder is not None:
-            pipe.load_value_encoder(value_encoder)
+            pipe._load_all(value_encoder)
         pipe.load_value_principles(bundled_principles() if value_principles is None else value_principles)
     except BaseException:
         pipe.unplug()

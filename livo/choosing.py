@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import combinations
 from numbers import Real
@@ -56,11 +56,15 @@ class Wishes:
 
 @dataclass(frozen=True)
 class ValueChooser:
-    """Decides with a retriever and for a value encoder; `default_scale` holds where a mapping of scales names no principle."""
+    """Decides with a retriever and for value encoders by name (see `livo.encoders.NamedEncoders` for which carries out what).
+
+    `default_scale` holds where a mapping of scales names no principle; `scales` multiplies those of an encoder's values.
+    """
 
     retriever: ValueRetriever | None
-    encoder: CLIPTextModel | None
+    encoders: Mapping[str, CLIPTextModel]
     default_scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def principles(self) -> list[ValuePrinciple]:
@@ -87,13 +91,34 @@ class ValueChooser:
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, wishes.values, wishes.scales, strict=True)):
             chosen = next(found) if wish == "auto" else self._honour_all(text, wish)
-            chosen = _with_conflicts(chosen)
-            chosen = [
-                (replace(d, scale=self._scale_of(d, scale), start=wishes.starts[i], end=wishes.ends[i]) if d.statement else d, p)
-                for d, p in chosen
-            ]
+            chosen = [(self._carried(d, p, scale, wishes.starts[i], wishes.ends[i]), p) for d, p in _with_conflicts(chosen)]
             decisions += self._assigned(chosen, number, (*seeds[i], text_seed(text)), reservation)
         return decisions
+
+    def _carried(self, decision: ImageDecision, principle: ValuePrinciple | None, scale, start: float, end: float) -> ImageDecision:
+        """The decision with the encoder that carries it out, how strongly, and when."""
+        if decision.statement is None:
+            return decision
+        name = self._encoder_for(decision.statement, principle)
+        scale = self._scale_of(decision, scale) * self.scales.get(name, 1.0)
+        return replace(decision, encoder_name=name, scale=scale, start=start, end=end)
+
+    def _encoder_for(self, statement: str, principle: ValuePrinciple | None) -> str:
+        named = principle.encoder if principle is not None else None
+        if named is not None:
+            if named not in self.encoders:
+                raise ValueError(
+                    f"{principle.id} names the value encoder {named!r}, which is not loaded (there are {', '.join(self.encoders)}): "
+                    f"call load_value_encoder(path, name={named!r}), or leave `encoder` out of the principle"
+                )
+            return named
+        known = {name: getattr(encoder, "statements", None) for name, encoder in self.encoders.items()}
+        directions = set(principle.directions.values()) if principle is not None else set()
+        for wanted in (directions, {statement}) if directions else ({statement},):
+            for name, words in known.items():
+                if words is not None and wanted <= set(words):
+                    return name
+        return next((name for name, words in known.items() if words is None), next(iter(known)))
 
     def _scale_of(self, decision: ImageDecision, scale) -> float:
         if isinstance(scale, Mapping):
@@ -112,7 +137,7 @@ class ValueChooser:
         targets, plans = [], []
         for decision, principle in chosen:
             directions = principle.directions if principle is not None else {}
-            known = getattr(self.encoder, "statements", None)
+            known = getattr(self.encoders[decision.encoder_name], "statements", None)
             if directions and set(directions.values()) - set(known or ()):
                 rate = f"{principle.apply_rate:.0%} of the images get the plain token"
                 why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
@@ -130,6 +155,7 @@ class ValueChooser:
                     "; ".join(known),
                 )
                 decision = replace(decision, why=f"{decision.why}; the value encoder was not trained with these words")
+            decision = replace(decision, known=None if known is None else bool(directions) or decision.statement in known)
             rate = 1.0 if principle is None else principle.apply_rate
             if directions:
                 decision, shares = self._calibrated(decision, principle)
@@ -153,7 +179,7 @@ class ValueChooser:
 
     def _calibrated(self, decision: ImageDecision, principle: ValuePrinciple) -> tuple[ImageDecision, dict[str, float]]:
         """The shares of a principle's directions: its target, or what meets it by the encoder's calibration."""
-        measured = getattr(self.encoder, "calibrations", {}).get(principle.id)
+        measured = getattr(self.encoders[decision.encoder_name], "calibrations", {}).get(principle.id)
         if measured is None or set(measured["classes"]) != set(principle.directions) or decision.scale != 1:
             return decision, principle.shares  # it was measured at the strength that was trained
         shares, miss = Calibration.from_dict(measured).shares(principle.shares)
@@ -167,7 +193,7 @@ class ValueChooser:
         """What the retriever chooses for each prompt."""
         if not prompts:
             return []
-        if self.encoder is None:
+        if not self.encoders:
             warn_once(
                 logger, "no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)"
             )
@@ -191,7 +217,7 @@ class ValueChooser:
         """The same for a value that was asked for by name."""
         if wish is None:
             return no_value(prompt, "value=None"), None
-        if self.encoder is None:
+        if not self.encoders:
             raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
         if not isinstance(wish, (str, ValuePrinciple)):
             raise ValueError(f"value is {wish!r}: give 'auto', a principle's id, a statement, or None")

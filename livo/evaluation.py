@@ -173,12 +173,21 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
 
 def _values(pipe: DiffusionPipeline) -> dict[str, object]:
     """What the images of a method with values depend on beside the backbone: one line for each principle, with all that it says."""
+    named = {name: _encoder_record(encoder) for name, encoder in pipe.value_encoders.items() if name != "default"}
+    scales = {name: scale for name, scale in pipe.value_encoder_scales.items() if scale != 1}
     return {
-        "value_encoder": weights_hash(pipe.value_encoder),
-        "calibration": getattr(pipe.value_encoder.config, "value_calibration", None),
+        **({"value_encoder_scales": scales} if scales else {}),
+        **_encoder_record(pipe.value_encoder),
+        **({"value_encoders": named} if named else {}),
         "principles": {principle.id: _digest(asdict(principle)) for principle in pipe.principles},
         **{name: pipe.config[name] for name in ("value_scale", "prompt_padding")},
     }
+
+
+def _encoder_record(encoder) -> dict[str, object]:
+    if encoder is None:
+        return {"value_encoder": None, "calibration": None}
+    return {"value_encoder": weights_hash(encoder), "calibration": getattr(encoder.config, "value_calibration", None)}
 
 
 def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:

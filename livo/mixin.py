@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import fields, replace
 from functools import cache
 from inspect import signature
 
@@ -18,6 +18,7 @@ from livo.arguments import by_name, method_arguments, positional_arguments, refu
 from livo.choosing import ValueChooser, Wishes, checked_scale, no_value
 from livo.conditioning import Rows, ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
 from livo.drawing import model_record, noise_of, settings_of, size_of
+from livo.encoders import PREFIX
 from livo.family import check_family, constructor
 from livo.files import refuse_half
 from livo.finite import check_images, check_tokens, watching
@@ -25,7 +26,7 @@ from livo.hashing import weights_hash
 from livo.ledger import Reservation, ValueLedger
 from livo.logs import warn_once
 from livo.plan import Plan, before_each_step
-from livo.record import ImageDecision
+from livo.record import ImageDecision, with_decisions
 from livo.retriever import ValueRetriever
 from livo.saving import SavedValues
 from livo.sharing import PrivateTokenizer, one_call, private_copy
@@ -69,6 +70,7 @@ class ValueMixin(SavedValues):
             raise ValueError(f"prompt_padding 'do_not_pad' is Stable Diffusion 1.x's; {type(self).__name__} has 'max_length' alone")
         self.register_modules(value_encoder=value_encoder)
         self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
+        self._encoder_scales: dict[str, float] = {}
         self.retriever: ValueRetriever | None = None
         self._plan: Plan | None = None
         self._attention = ValueAttention()
@@ -79,10 +81,10 @@ class ValueMixin(SavedValues):
         """Take all of it away again, hooks, modules and settings, as far as it is there; `livo.detach` calls this."""
         if "_attention" in self.__dict__:
             self._attention.remove()
-        for name in ("value_encoder", "retriever", "_plan", "_attention"):
-            self.__dict__.pop(name, None)
-        ours = ("value_encoder", "value_scale", "prompt_padding")
-        self._internal_dict = type(self._internal_dict)({k: v for k, v in self._internal_dict.items() if k not in ours})
+        named = [key for key in self.config if key.startswith(PREFIX)]
+        self._forget(
+            "value_encoder", *named, "value_scale", "prompt_padding", "_encoder_scales", "retriever", "_plan", "_attention"
+        )
         self.__class__ = self.base_class
 
     def _hook(self) -> None:
@@ -96,8 +98,8 @@ class ValueMixin(SavedValues):
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         """See the base class."""
         model_record(self)  # as long as the weights are in reach: their hashes are remembered
-        if self.value_encoder is not None:
-            weights_hash(self.value_encoder)
+        for encoder in self.value_encoders.values():
+            weights_hash(encoder)
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     # --- generation -----------------------------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ class ValueMixin(SavedValues):
                 with acting(None):
                     out = super().__call__(prompt, **given)
             else:
-                decisions = [_with(decision, encoder=weights_hash(self.value_encoder)) for decision in decisions]
+                hashes = {name: weights_hash(encoder) for name, encoder in self.value_encoders.items()}
+                decisions = [decision.with_encoder(hashes) for decision in decisions]
                 self._hook()
                 if plan.changes:
                     self._check_steps()
@@ -165,12 +168,13 @@ class ValueMixin(SavedValues):
                 finally:
                     self._plan = None
             check_images(self, finite, out[0], with_values=plan is not None)
+        first = out.images[0] if hasattr(out, "images") else out.frames[0][0]  # all are of one size
         decisions = [
-            replace(_with(decision, seed=seed, image=number), settings=settings | {"size": size_of(image, self.vae_scale_factor)})
-            for decision, (seed, number, settings), image in zip(decisions, drawn_with, out.images, strict=True)
+            replace(decision.with_all(seed=seed, image=number), settings=settings | {"size": size_of(first, self.vae_scale_factor)})
+            for decision, (seed, number, settings) in zip(decisions, drawn_with, strict=True)
         ]
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
-        return _with_decisions(type(out))(**values) if return_dict else tuple(values.values())
+        return with_decisions(type(out))(**values) if return_dict else tuple(values.values())
 
     def _arguments(self, args: tuple, kwargs: dict) -> dict:
         """The arguments behind `prompt` by name. Raises UnknownArgument (a TypeError and ValueError) where the base has no such one."""
@@ -280,7 +284,7 @@ class ValueMixin(SavedValues):
         number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
         if prompt is None:
             embeds = given.get("prompt_embeds")
-            if value is not None and not (isinstance(value, str) and value == "auto" and self.value_encoder is None):
+            if value is not None and not (isinstance(value, str) and value == "auto" and not self.value_encoders):
                 raise ValueError(
                     f"value={value!r} needs the text of the prompt: pass `prompt` beside `prompt_embeds`, or value=None"
                 )
@@ -306,7 +310,7 @@ class ValueMixin(SavedValues):
         # With one generator for all, a text that comes again draws again.
         again = [0 if one_each else prompts[:i].count(text) for i, text in enumerate(prompts)]
         seeds = [(self._seed(generator[i * number] if one_each else generator), again[i]) for i in range(len(prompts))]
-        chooser = ValueChooser(self.retriever, self.value_encoder, self.value_scale)
+        chooser = ValueChooser(self.retriever, self.value_encoders, self.value_scale, self._encoder_scales)
         return chooser.choose(prompts, wishes, number, seeds, reservation)
 
     def _drawn_with(self, given: dict, images: int) -> list[tuple[int, int, dict]]:
@@ -330,26 +334,23 @@ class ValueMixin(SavedValues):
         rows = [[d for d in (image, *image.also) if d.applied] for image in decisions]
         if not any(rows):
             return None
-        check_fit(self.value_encoder, self.text_encoder, "the value encoder", self._width)
-        texts = list(dict.fromkeys(value_text(d.statement, d.prompt) for row in rows for d in row))
+        wanted: dict[str, dict[str, None]] = {}  # texts by encoder, each once
+        for decision in (d for row in rows for d in row):
+            wanted.setdefault(decision.encoder_name, {})[value_text(decision.statement, decision.prompt)] = None
+        encoded = {}
+        for name, texts in wanted.items():
+            tokens = self._encode_values(name, list(texts))
+            encoded |= dict(zip([(name, text) for text in texts], tokens, strict=True))
+        return Plan(rows, encoded)
+
+    def _encode_values(self, name: str, texts: list[str]) -> torch.Tensor:
+        """The tokens (texts, k, width) of one encoder."""
+        encoder = self.value_encoders[name]
+        check_fit(encoder, self.text_encoder, f"the value encoder {name!r}", self._width)
         for text in texts:
             if rest := cut_off(self.tokenizer, text):
                 warn_once(logger, "%r is too long for the value encoder, which does not read its end: %r", text, rest)
-        hooked = any(hasattr(module, "_hf_hook") for module in self.value_encoder.modules())
-        device = self._execution_device if hooked else self.value_encoder.device
-        tokens = encode_value(self.value_encoder, self.tokenizer, texts, device)
-        check_tokens(self.value_encoder, tokens)
-        return Plan(rows, dict(zip(texts, tokens if tokens.dim() == 3 else tokens[:, None], strict=True)))
-
-
-def _with(decision: ImageDecision, **found) -> ImageDecision:
-    """The decision and those beside it, with what was found out; an encoder only where there is a value."""
-    if decision.statement is None:
-        found.pop("encoder", None)
-    return replace(decision, **found, also=tuple(_with(other, **found) for other in decision.also))
-
-
-@cache
-def _with_decisions(output: type) -> type:
-    """The base's output class with `decisions` behind its fields."""
-    return make_dataclass(f"LiVO{output.__name__}", [("decisions", list, None)], bases=(output,))
+        hooked = any(hasattr(module, "_hf_hook") for module in encoder.modules())
+        tokens = encode_value(encoder, self.tokenizer, texts, self._execution_device if hooked else encoder.device)
+        check_tokens(encoder, tokens)
+        return tokens if tokens.dim() == 3 else tokens[:, None]

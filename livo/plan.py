@@ -14,15 +14,17 @@ from livo.record import ImageDecision
 class Plan:
     """What a call applies to each image: value tokens (N, K, width), and at each step the scale of each of them."""
 
-    def __init__(self, rows: list[list[ImageDecision]], encoded: Mapping[str, torch.Tensor]):
+    def __init__(self, rows: list[list[ImageDecision]], encoded: Mapping[tuple[str, str], torch.Tensor]):
+        """`encoded` holds the tokens (k, width) of each (encoder name, value text); k is the encoder's own."""
         self.rows = rows
-        self.each = len(next(iter(encoded.values())))  # tokens of one value
-        self.counts = [self.each * len(row) for row in rows]
+        found = [[encoded[d.encoder_name, value_text(d.statement, d.prompt)] for d in row] for row in rows]
+        self.sizes = [[len(tokens) for tokens in row] for row in found]
+        self.counts = [sum(sizes) for sizes in self.sizes]
         first = next(iter(encoded.values()))
         self.tokens = first.new_zeros(len(rows), max(self.counts), first.shape[-1])
-        for i, row in enumerate(rows):
-            for j, decision in enumerate(row):
-                self.tokens[i, self.each * j : self.each * (j + 1)] = encoded[value_text(decision.statement, decision.prompt)]
+        for i, row in enumerate(found):
+            if row:
+                self.tokens[i, : self.counts[i]] = torch.cat([tokens.to(first) for tokens in row])
         self.changes = any((d.start, d.end) != (0, 1) for row in rows for d in row)
 
     @property
@@ -41,7 +43,8 @@ class Plan:
 
     def scales(self, image: int, share: float) -> list[float]:
         """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""
-        found = [d.scale if d.start <= share < d.end else 0.0 for d in self.rows[image] for _ in range(self.each)]
+        pairs = zip(self.rows[image], self.sizes[image], strict=True)
+        found = [d.scale if d.start <= share < d.end else 0.0 for d, size in pairs for _ in range(size)]
         return found + [0.0] * (self.tokens.shape[1] - len(found))
 
     def blend(self, share: float, length: int) -> Blend:

@@ -46,6 +46,7 @@ class ValuePrinciple:
         forbidden_by: Facets of which any forbids it: gender, race (the prompt states one), named (a named or historical person),
             risk (a detoxify principle applies, and comes first), or any other. Unless given: these four to debias, none to detoxify.
         construct: How preference data for it are made (`livo build`); a mapping is parsed.
+        encoder: Name of the value encoder that carries it out, where several are loaded; else the one that knows its statement.
     """
 
     id: str
@@ -61,6 +62,7 @@ class ValuePrinciple:
     called_by: tuple[str, ...] = ()
     forbidden_by: tuple[str, ...] | None = None
     construct: Construct | None = None
+    encoder: str | None = None
 
     @property
     def judged(self) -> str:
@@ -103,6 +105,8 @@ class ValuePrinciple:
             object.__setattr__(self, name, tuple(value))
         if self.kind == "detoxify" and RISK in self.forbidden_by:
             raise PrincipleError("forbidden_by names risk, but this principle is one: make it debias, or leave risk out")
+        if self.encoder is not None and (not isinstance(self.encoder, str) or not self.encoder.strip()):
+            raise PrincipleError(f"encoder is {self.encoder!r}: give the name of a value encoder, as in load_value_encoder")
         if self.construct is not None and not isinstance(self.construct, Construct):
             try:
                 object.__setattr__(self, "construct", Construct.parse(self.construct, self.kind))

@@ -16,27 +16,28 @@ def pipeline_card(
     base_model: str,
     loads_with: str,
     principles: Sequence[ValuePrinciple],
-    statements: Sequence[str] | None,
-    record: Mapping | None,
-    encoder: str | None,
+    encoders: Mapping[str, tuple[Sequence[str] | None, str]],
+    records: Mapping[str, Mapping | None],
     license: str = "other",
 ) -> str:
     """README.md of a repository: what it is for, how its encoder came about, and what is known of its limits.
 
-    `loads_with` is the call that loads it, `record` the encoder's training record (None where it came without one), `encoder` the hash of
-    its weights.
+    `loads_with` is the call that loads it, `encoders` the statements (None where they are not recorded) and the hash of each encoder by
+    name, `records` their training records (None where one came without).
     """
     head = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": license, "tags": ["livo", "text-to-image"]}
     if base_model:
         head["base_model"] = base_model
     values = "\n".join(f"- `{p.id}` ({p.kind}): {p.statement}" for p in principles) or "- none"
-    known = "; ".join(statements) if statements is not None else "not recorded"
+    known = _each({name: "not recorded" if words is None else "; ".join(words) for name, (words, _) in encoders.items()})
+    weights = ", ".join(f"weights {digest}" for _, digest in encoders.values()) or "weights not there"
+    what = "a LiVO value encoder" if len(encoders) < 2 else f"{len(encoders)} LiVO value encoders ({', '.join(encoders)})"
     return f"""---
 {yaml.safe_dump(head, sort_keys=True)}---
 
 # {base_model or "A text-to-image model"} with values
 
-A frozen text-to-image model and a LiVO value encoder (weights {encoder or "not there"}). Load it with
+A frozen text-to-image model and {what} ({weights}). Load it with
 
 ```python
 {loads_with}
@@ -56,19 +57,26 @@ each image comes with a record of what was decided and why. The encoder knows th
 
 ## Limits
 
-{_limits(record)}
+{_each({name: _limits(record) for name, record in records.items()}) or _limits(None)}
 
 It is not a security boundary: whoever holds the weights can leave the value token out, and a risk that the retriever does not see is not
 steered. Judge it on prompts of your own before you rely on it.
 
 ## Training
 
-{_training(record)}
+{_each({name: _training(record) for name, record in records.items()}) or _training(None)}
 
 ## Licence
 
 {license if license != "other" else "See the repository's owner"}; the licence of {base_model or "the base model"} holds for its weights.
 """
+
+
+def _each(texts: Mapping[str, str]) -> str:
+    """One text for each encoder, under its name where there are several."""
+    if len(texts) < 2:
+        return "".join(texts.values())
+    return "\n\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -21,8 +22,14 @@ class ImageDecision(ValueDecision):
     of the global one where none was given, and `image` the number of the image among those that share it. `start` and `end` are the part
     of the sampler's steps in which the token acted, 0 to 1. `conflicts` says what works against another value on the same image.
     `settings` holds what else the image was drawn with (`livo.drawing.settings_of`). Fields are None where there is nothing to tell.
+
+    `known` with `applied` says what can be expected: applied with words that the encoder was trained with (True), applied with words
+    that it was not trained with (False, it may do nothing) or whose training is not recorded (None), or not applied. `encoder_name`
+    is the name of the encoder among those loaded.
     """
 
+    known: bool | None = None
+    encoder_name: str | None = None
     encoder: str | None = None
     seed: int | None = None
     image: int | None = None
@@ -35,6 +42,20 @@ class ImageDecision(ValueDecision):
     def of(cls, decision: ValueDecision) -> ImageDecision:
         """The decision, and nothing known yet of how it was carried out."""
         return cls(**{field.name: getattr(decision, field.name) for field in fields(decision)})
+
+    def with_all(self, **found) -> ImageDecision:
+        """It and those beside it, with what was found out about the image."""
+        return replace(self, **found, also=tuple(other.with_all(**found) for other in self.also))
+
+    def with_encoder(self, hashes: Mapping[str, str | None]) -> ImageDecision:
+        """It and those beside it, each with the hash of the encoder of its `encoder_name`."""
+        return replace(self, encoder=hashes.get(self.encoder_name), also=tuple(other.with_encoder(hashes) for other in self.also))
+
+
+@cache
+def with_decisions(output: type) -> type:
+    """The base's output class with `decisions` behind its fields."""
+    return make_dataclass(f"LiVO{output.__name__}", [("decisions", list, None)], bases=(output,))
 
 
 def save_images(out, folder: str | Path, format: str = "png") -> list[Path]:

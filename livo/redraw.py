@@ -41,9 +41,10 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
     wanted = [name for name, value in call.items() if isinstance(value, Mapping) and "sha256" in value and name not in inputs]
     if wanted:
         raise ValueError(f"the image was drawn with {', '.join(wanted)}, of which the record holds a hash: give the same again")
-    count, values = settings["generator"]["images"], _values(record)
+    count = settings["generator"]["images"]
     with _scheduler(pipe, settings["scheduler"]), _autocast(how):
         _check(pipe, record, call | inputs)
+        values = _values(record, pipe)
         out = pipe(
             record["prompt"],
             value=tuple(values) or None,
@@ -57,10 +58,20 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
     return out.images[record["image"]]
 
 
-def _values(record: Mapping) -> dict[_Value, float]:
-    """The values that acted on the image, each with its strength."""
-    applied = [decision for decision in (record, *(record.get("also") or ())) if decision.get("applied")]
-    return {_Value(d.get("id") or f"value_{i}", d["statement"], apply_rate=1.0): d["scale"] for i, d in enumerate(applied)}
+def _values(record: Mapping, pipe: DiffusionPipeline) -> dict[_Value, float]:
+    """The values that acted on the image, each with its encoder and its strength, before that of the encoder multiplies it."""
+    names = {weights_hash(encoder): name for name, encoder in pipe.value_encoders.items()}
+    found = {}
+    for i, decision in enumerate(decision for decision in (record, *(record.get("also") or ())) if decision.get("applied")):
+        name = names[decision["encoder"]]
+        factor = pipe.value_encoder_scales[name]
+        if not factor:
+            raise ValueError(
+                f"the scale of value encoder {name} is 0, so it cannot act as recorded: set_value_scale(1, encoder={name!r})"
+            )
+        value = _Value(decision.get("id") or f"value_{i}", decision["statement"], apply_rate=1.0, encoder=name)
+        found[value] = decision["scale"] / factor
+    return found
 
 
 class _Value(ValuePrinciple):
@@ -93,7 +104,7 @@ def _check(pipe: DiffusionPipeline, record: Mapping, given: Mapping) -> None:
     names = ("pipeline", "model", "prompt_padding", "precision", "lora", "baselines", "call", "scheduler")
     differing = [name for name in names if here[name] != settings[name]]
     encoders = {d["encoder"] for d in (record, *(record.get("also") or ())) if d.get("applied")}
-    if encoders - {None if pipe.value_encoder is None else weights_hash(pipe.value_encoder)}:
+    if encoders - {weights_hash(encoder) for encoder in pipe.value_encoders.values()}:
         differing.append("value encoder")
     if differing:
         name = differing[0]

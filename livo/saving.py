@@ -19,15 +19,14 @@ from transformers.utils import cached_file
 
 from livo.arguments import method_arguments, refuse_unknown, strict
 from livo.checkpoints import CheckedLoading
-from livo.choosing import checked_scale
+from livo.encoders import PREFIX, NamedEncoders, component
 from livo.files import replacing
 from livo.hashing import stored_hash
 from livo.hub import hub_options
 from livo.principles import ValuePrinciple, bundled_principles, load_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
-from livo.value_encoder import ValueEncoder, check_fit, check_tokenizer, vocabulary_hash
-from livo.weights import check_module
+from livo.value_encoder import ValueEncoder, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitte
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
 
 
-class SavedValues(CheckedLoading):
+class SavedValues(NamedEncoders, CheckedLoading):
     """The half of ValueMixin that keeps values: in files, on the hub, in converted pipelines. The other half draws with them."""
 
     base_class: type[DiffusionPipeline]
@@ -46,14 +45,15 @@ class SavedValues(CheckedLoading):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        value_encoder: str | Path | CLIPTextModel | None = None,
+        value_encoder: str | Path | CLIPTextModel | Mapping[str, str | Path | CLIPTextModel] | None = None,
         value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
         **kwargs,
     ):
         """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or the embedded "papertown".
 
         Args:
-            value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`). A saved LiVO pipeline has its own.
+            value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`); a mapping gives several by name. A saved LiVO
+                pipeline has its own.
             value_principles: File, folder, bundled name ("livo", "safety"), or list. By default those saved with the pipeline, else
                 the paper's five.
             **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
@@ -61,8 +61,9 @@ class SavedValues(CheckedLoading):
         source = pretrained_model_name_or_path
         known = method_arguments(cls, "from_pretrained") | set(signature(cls.__init__).parameters)
         refuse_unknown(kwargs, known - {"self"}, f"{cls.__name__}.from_pretrained()")
-        if not isinstance(value_encoder, (str, Path, CLIPTextModel, type(None))):
-            raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give a hub id, a path, or a CLIPTextModel")
+        if not isinstance(value_encoder, (str, Path, CLIPTextModel, Mapping, type(None))):
+            what = "a hub id, a path, a CLIPTextModel, or a mapping of names to them"
+            raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give {what}")
         if str(source) == "papertown":
             source = PAPERTOWN
             if "torch_dtype" not in kwargs:
@@ -76,27 +77,44 @@ class SavedValues(CheckedLoading):
             raise ValueError(
                 f"{source} is a Stable Diffusion XL, which {cls.__name__} cannot run: load it with livo.LiVOXLPipeline"
             )
-        if value_principles is None:
-            value_principles = _saved_principles(source, pipe.value_encoder is not None, **hub) or bundled_principles()
-        if value_encoder is not None:
-            pipe.load_value_encoder(value_encoder)
-        elif pipe.value_encoder is not None:
+        if pipe.value_encoder is not None:
             pipe._check(pipe.value_encoder, f"the value encoder of {source}")
+        pipe._load_saved_encoders(source, hub)
+        if value_principles is None:
+            value_principles = _saved_principles(source, bool(pipe.value_encoders), **hub) or bundled_principles()
+        if value_encoder is not None:
+            pipe._load_all(value_encoder)
         pipe.load_value_principles(value_principles)
         fitted = Path(source) / RETRIEVER_FOLDER
         if value_principles == Path(source) / PRINCIPLES_FILE and fitted.is_dir():
             pipe.retriever = ValueRetriever.load(fitted, pipe.principles)
         return pipe
 
+    def _load_saved_encoders(self, source: str | Path, hub: Mapping) -> None:
+        """The encoders beside the default one, and the scales of all, as `save_pretrained` wrote them."""
+        config = self.load_config(source, **hub)
+        for key, value in config.items():
+            if key.startswith(PREFIX) and isinstance(value, (list, tuple)) and value[0] is not None:
+                where = (
+                    {"folder": Path(source) / key} if Path(source).is_dir() else {"folder": str(source), "subfolder": key, **hub}
+                )
+                encoder = ValueEncoder._from_folder(**where).to(self.text_encoder.device, self.text_encoder.dtype).eval()
+                self.load_value_encoder(encoder, key.removeprefix(PREFIX))
+        for name, scale in config.get("livo_scales", {}).items():
+            self.set_value_scale(scale, name)
+
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """As the base's, without the line that is there for other classes to read."""
-        return super().extract_init_dict({key: value for key, value in config_dict.items() if key != "livo"}, **kwargs)
+        """See the base class. What `from_pretrained` reads by itself, and the line for other classes to read, is left out."""
+        ours = ("livo", "livo_scales", *(key for key in config_dict if key.startswith(PREFIX)))
+        return super().extract_init_dict({key: value for key, value in config_dict.items() if key not in ours}, **kwargs)
 
     def to_json_string(self) -> str:
         """As the base's, naming the class by what loads it: whoever uses another one reads there what to do."""
         config = json.loads(super().to_json_string())
         name = config["_class_name"] = qualified(type(self))
+        if scales := {name: scale for name, scale in self.value_encoder_scales.items() if scale != 1}:
+            config["livo_scales"] = scales
         config["livo"] = f"any other class draws without the values: load this folder with {name}.from_pretrained"
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
@@ -124,13 +142,14 @@ class SavedValues(CheckedLoading):
             license: Identifier of the licence of what you add, for the card.
             **kwargs: `private`, `token`, `commit_message`, `create_pr`; `variant`.
         """
-        if encoder_only and self.value_encoder is None:
+        if encoder_only and not self.value_encoders:
             raise ValueError("encoder_only: there is no value encoder to upload; call load_value_encoder first")
         variant = {"variant": kwargs.pop("variant")} if "variant" in kwargs else {}
         with tempfile.TemporaryDirectory() as folder:
             if encoder_only:
                 self._save_values(Path(folder), license, f'pipe.load_value_encoder("{repo_id}")')
-                self.value_encoder.save_pretrained(Path(folder) / "value_encoder", **variant)
+                for name, encoder in self.value_encoders.items():
+                    encoder.save_pretrained(Path(folder) / component(name), **variant)
             else:
                 self._save_values(Path(folder), license, f'{qualified(type(self))}.from_pretrained("{repo_id}")')
                 super().save_pretrained(folder, **variant)
@@ -145,17 +164,17 @@ class SavedValues(CheckedLoading):
                 temporary.write_text(text, encoding="utf-8")
         if self.retriever is not None and self.retriever.fitted:
             self.retriever.save(folder / RETRIEVER_FOLDER)
-        encoder = self.value_encoder
-        record = getattr(getattr(encoder, "config", None), "value_training", None)
-        if encoder is not None:
+        for encoder in self.value_encoders.values():
             encoder.config.value_tokenizer = vocabulary_hash(self.tokenizer)
+        encoders = self.value_encoders
+        records = {name: getattr(encoder.config, "value_training", None) for name, encoder in encoders.items()}
+        record = next((record for record in records.values() if record), None)
         card = pipeline_card(
             base_model=_base_model(record, self.config.get("_name_or_path")),
             loads_with=loads_with or f'{qualified(type(self))}.from_pretrained("{folder.name}")',
             principles=self.principles,
-            statements=getattr(encoder, "statements", None),
-            record=record,
-            encoder=None if encoder is None else stored_hash(encoder),
+            encoders={name: (getattr(encoder, "statements", None), stored_hash(encoder)) for name, encoder in encoders.items()},
+            records=records,
             license=license,
         )
         with replacing(folder / "README.md") as temporary:
@@ -171,6 +190,11 @@ class SavedValues(CheckedLoading):
         pipe = super().from_pipe(pipeline, **kwargs)
         for name, dtype in dtypes.items() if asked is None else ():
             getattr(pipeline, name).to(dtype)  # through float32 and back, which loses nothing
+        if isinstance(pipeline, NamedEncoders):
+            pipe._forget(*(key for key in pipe.config if key.startswith(f"_{PREFIX}")))  # where the base puts what it does not know
+            for name, encoder in pipeline.value_encoders.items():
+                pipe.register_modules(**{component(name): encoder})
+            pipe._encoder_scales = dict(pipeline._encoder_scales)
         if value_principles is None and getattr(pipeline, "retriever", None) is not None:
             pipe.retriever = pipeline.retriever
         else:
@@ -181,7 +205,7 @@ class SavedValues(CheckedLoading):
     def components(self) -> dict:
         """As the base's. Raises ValueError where a class without values is about to be made of them by its `from_pipe`."""
         caller = sys._getframe(1)  # the only trace that the base class's `from_pipe` leaves before it drops the values
-        if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self.value_encoder is not None:
+        if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self.value_encoders:
             target = caller.f_locals.get("pipeline_class")
             if target is None or not issubclass(target, SavedValues):
                 name = getattr(target, "__name__", "another class")
@@ -190,20 +214,6 @@ class SavedValues(CheckedLoading):
                     "or livo.detach(pipe) first"
                 )
         return super().components
-
-    @strict
-    def load_value_encoder(self, source: str | Path | CLIPTextModel) -> None:
-        """Take the value encoder from a hub id, a folder, or one .safetensors file. On an error the present one stays."""
-        if isinstance(source, (str, Path)):
-            source = ValueEncoder.load(source, self.text_encoder, self._width, self.tokenizer)
-        else:
-            self._check(source, "the given value encoder")
-        self.register_modules(value_encoder=source)
-
-    @strict
-    def unload_value_encoder(self) -> None:
-        """Go back to the base pipeline, bit for bit."""
-        self.register_modules(value_encoder=None)
 
     @strict
     def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple], add: bool = False) -> None:
@@ -232,26 +242,6 @@ class SavedValues(CheckedLoading):
     @property
     def principles(self) -> list[ValuePrinciple]:
         return self.retriever.principles if self.retriever else []
-
-    @property
-    def value_scale(self) -> float:
-        """Strength of the value token where a call gives none: 0 is the base, 1 is what was trained. It is saved with the pipeline."""
-        return self.config.value_scale
-
-    @strict
-    def set_value_scale(self, scale: float) -> None:
-        """Set `value_scale`."""
-        self.register_to_config(value_scale=checked_scale(scale))
-
-    @property
-    def _width(self) -> int:
-        width = self.unet.config.cross_attention_dim
-        return width if isinstance(width, int) else width[0]
-
-    def _check(self, encoder: CLIPTextModel, name: str) -> None:
-        check_module(encoder, name)
-        check_fit(encoder, self.text_encoder, name, self._width)
-        check_tokenizer(encoder, self.tokenizer, name)
 
 
 def qualified(cls: type) -> str:

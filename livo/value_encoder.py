@@ -105,11 +105,17 @@ class ValueEncoder(CLIPTextModel):
 
     @classmethod
     def load(
-        cls, source: str | Path, like: CLIPTextModel, width: int | None = None, tokenizer: CLIPTokenizer | None = None
+        cls,
+        source: str | Path,
+        like: CLIPTextModel,
+        width: int | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        subfolder: str = "value_encoder",
     ) -> ValueEncoder:
         """Weights from a hub id, a folder, or one .safetensors file, ready to stand beside the text encoder `like`.
 
-        A folder or repository may hold the encoder itself or, as the published one does, a `value_encoder` subfolder. A single
+        A folder or repository may hold the encoder itself or, as the published one does, a `value_encoder` subfolder; of several, that
+        of `subfolder` is taken. A single
         file has no configuration, so it must have the architecture of `like`; the shape of a projection is read from it, for tokens
         of `width` (that of the backbone's cross-attention). Both key layouts of CLIPTextModel are read, with and without the
         `text_model.` prefix. Only safetensors are. With a `tokenizer`, it must be the one that the encoder was trained with.
@@ -118,22 +124,27 @@ class ValueEncoder(CLIPTextModel):
             FileNotFoundError: nothing is there. ValueError: it does not fit; the message says in what.
         """
         path = Path(source)
+        places = ("", "value_encoder") if subfolder == "value_encoder" else (subfolder, "", "value_encoder")
         refuse_pickle(path)
         if path.suffix == ".safetensors" and not path.is_dir():
             encoder = cls._from_file(path, like, width)
         elif path.is_dir():
-            nested = path / "value_encoder"
-            folder = path if (path / "config.json").is_file() else nested
-            if not (folder / "config.json").is_file():
+            folders = [path / name for name in places]
+            folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+            if folder is None:
                 raise FileNotFoundError(f"{path}: no config.json here or in its value_encoder folder, so no value encoder")
             encoder = cls._from_folder(folder)
         elif path.exists():
             raise FileNotFoundError(f"{path}: a value encoder is a folder or a .safetensors file, and this is neither")
         else:
             options = hub_options(source, "value encoder")
-            try:
-                encoder = cls._from_folder(str(source), subfolder="value_encoder", **options)
-            except OSError:
+            for name in (subfolder, "value_encoder") if subfolder != "value_encoder" else (subfolder,):
+                try:
+                    encoder = cls._from_folder(str(source), subfolder=name, **options)
+                    break
+                except OSError:
+                    continue
+            else:
                 encoder = cls._from_folder(str(source), **options)
         check_fit(encoder, like, f"value encoder {source}", width)
         if tokenizer is not None:

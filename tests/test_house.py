@@ -34,6 +34,7 @@ ROWS = [
     {"retriever", "value_encoder", "preferences"},
     {"record", "family", "publishing", "environment", "memory", "latents"},
     {"choosing", "plan", "checkpoints", "drawing"},
+    {"encoders"},
     {"saving"},
     {"mixin"},
     {"pipeline", "judges"},

@@ -127,10 +127,11 @@ def _method(spec: str, pipe):
     if kind == "base" and not rest:
         return Method("base")
     if kind == "livo":
-        if pipe.value_encoder is None:
+        if not pipe.value_encoders:
             raise ValueError(f"--method {spec}: the model has no value encoder; give --value-encoder, or leave livo out")
         ids = tuple(rest.split(",")) if rest else ()
-        known = [*(p.id for p in pipe.principles), *(pipe.value_encoder.statements or ())]
+        statements = [words for encoder in pipe.value_encoders.values() for words in encoder.statements or ()]
+        known = [*(p.id for p in pipe.principles), *statements]
         if unknown := [name for name in ids if name not in known]:
             raise ValueError(f"--method {spec}: no principle {unknown[0]!r}; there are {', '.join(known)}")
         return Method(spec, value=(ids[0] if len(ids) == 1 else ids) if ids else "auto")

@@ -65,7 +65,7 @@ def run(args) -> None:
     pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
     if args.target:
         pipe.load_value_principles(_with_target(pipe.principles, args.target))
-        known = set(getattr(pipe.value_encoder, "statements", None) or ())
+        known = {words for encoder in pipe.value_encoders.values() for words in getattr(encoder, "statements", None) or ()}
         if not any(p.target and set(p.directions.values()) <= known for p in pipe.principles):
             raise ValueError(f"--target {args.target}: the value encoder was not trained with directions, so no target can be met")
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 HELP = "Read back from images what was decided for them, and what they were drawn with."
 EXAMPLE = "livo inspect doctor.png"
-_FACTS = ("statement", "direction", "scale", "start", "end", "score", "threshold", "nearest_exemplar", "encoder")
+_FACTS = ("statement", "direction", "scale", "start", "end", "score", "threshold", "nearest_exemplar", "encoder_name", "encoder")
 _WIDTHS = {"file": 40, "prompt": 44, "values": 36, "seed": 12, "encoder": 16, "applied": 7}  # of the table's columns, at most
 
 
@@ -75,6 +75,8 @@ def describe(record: Sequence[Mapping]) -> str:
         lines.append(f"image {i}: {_line(entry['prompt'])}")
         for decision in (entry, *(entry.get("also") or ())):
             received = "received the token" if decision.get("applied") else "without the token"
+            if decision.get("applied") and decision.get("known") is False:
+                received += " (words that the encoder was not trained with)"
             name = decision.get("id") or decision.get("statement") or "no value"
             lines.append(f"  {_line(name)}: {received}; {_line(decision.get('why'))}")
             facts = [f"{key} {decision[key]}" for key in _FACTS if decision.get(key) is not None]
