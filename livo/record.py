@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from livo.deciding import ValueDecision
+from livo.files import check_file, load_json
 from livo.pictures import RECORD_FORMATS, read_metadata, save_picture
 
 
@@ -84,29 +86,34 @@ def read_record(file: str | Path) -> list[dict]:
     """The records in a PNG, JPEG or WebP that LiVO wrote, one for each image that it shows.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no picture, or holds no record that can be read.
+        FileNotFoundError, PermissionError: it cannot be opened.
+        ValueError: it is no picture, or holds no record that can be read.
     """
+    file = Path(file)
+    check_file(file)
     try:
-        with Image.open(file) as image:
-            text = read_metadata(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is read
+            with Image.open(file) as image:
+                text = read_metadata(image)
     except UnidentifiedImageError:
         raise ValueError(f"{file}: not a picture that can be read") from None
+    except PermissionError:
+        raise PermissionError(f"{file}: no permission to read it") from None
     except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) is not None:  # the system's own error: no such file, no permission
-            raise
         raise ValueError(f"{file}: its metadata cannot be read ({error}); the file is damaged") from None
     if text is None:
         raise ValueError(
             f"{file}: no record of LiVO in it; it was not written by LiVO, or was saved again by a program that drops it"
         )
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: its record cannot be read ({error})") from None
-    except RecursionError:
-        raise ValueError(f"{file}: its record cannot be read (nested too deeply)") from None
+    record = load_json(text, f"{file}: its record")
     entries = record if isinstance(record, list) else [record]
-    if not entries or not all(map(_well_formed, entries)):
+    try:
+        json.dumps(entries, ensure_ascii=False, allow_nan=False).encode()
+        sound = bool(entries) and all(map(_well_formed, entries))
+    except (ValueError, RecursionError):  # NaN, half of a character, nested too deeply
+        sound = False
+    if not sound:
         raise ValueError(f"{file}: its record is not one that LiVO writes")
     return entries
 

@@ -49,6 +49,8 @@ RECORDS = {
     "conflicts a number": record('{"prompt": "a", "conflicts": 3}'),
     "also a number": record('[{"prompt": "a", "also": [3]}]'),
     "a huge number": record('[{"prompt": "a", "seed": ' + "9" * 5000 + "}]"),
+    "not a number": record('[{"prompt": "a", "score": NaN}]'),
+    "half a character": record('[{"prompt": "\\ud800"}]'),
     "a text bomb": chunk(b"zTXt", b"livo\0\0" + zlib.compress(bytes(20_000_000))),
     "nothing": b"",
 }
@@ -74,6 +76,18 @@ def test_a_broken_picture_is_one_line_that_names_the_file(tmp_path, capsys, cont
     assert main(["inspect", str(tmp_path / "a.png")]) == 2
     (line,) = lines_of(capsys.readouterr().err)
     assert "a.png" in line and "unexpected" not in line
+
+
+def test_what_is_no_file_is_one_line_without_a_number(tmp_path, capsys, monkeypatch):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    for name, words in (("absent.png", "no such file"), ("link.png", "a broken link to"), ("/dev/null", "a device")):
+        assert main(["inspect", str(tmp_path / name)]) == 2
+        (line,) = lines_of(capsys.readouterr().err)
+        assert words in line and "Errno" not in line
+    (tmp_path / "secret.png").write_bytes(png())
+    monkeypatch.setattr("PIL.Image.open", lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(file))))
+    assert main(["inspect", str(tmp_path / "secret.png")]) == 2
+    assert "secret.png: no permission to read it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", [b"bytes \xff", b"\xc3"])

@@ -135,7 +135,7 @@ def test_a_single_file_shows_the_full_record(pipe, tmp_path, capsys):
         ("[]", "not one that LiVO writes"),
         ('[{"prompt": 3}]', "not one that LiVO writes"),
         ('{"prompt": "a cat", "also": [1]}', "not one that LiVO writes"),
-        ("{", "cannot be read"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_hostile_records_get_one_line(tmp_path, capsys, text, words):
