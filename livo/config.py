@@ -100,7 +100,9 @@ class TrainingConfig:
     validate_every: int = option(0, "steps between two validation grids; 0 makes none")
     validation_prompts: tuple[str, ...] = option((), "default: the first four of the data")
     validation_images: int = option(8, "images a validation prompt")
-    judge: str = option("", "folder of a Papertown judge, for D1 and R at each validation; papertown is the bundled one")
+    judge: str = option(
+        "", "for D1 and R at each validation: papertown or its folder, clip:, vlm:, gender:, ... as of livo evaluate"
+    )
     cache: str = option("", "folder of latents and text embeddings; default: .cache in the data folder")
 
     def __post_init__(self):
@@ -115,6 +117,10 @@ class TrainingConfig:
             raise ValueError(
                 f"value_encoder is {self.value_encoder}, which a LoRA cannot go on from: leave it out, or make adapter value_encoder"
             )
+        if self.judge and not self.validate_every:
+            raise ValueError(f"judge is {self.judge}, but validate_every is 0, so no image is judged: give validate_every too")
+        if self.judge and self.adapter == "lora":
+            raise ValueError(f"judge is {self.judge}, but a LoRA is validated without a principle to measure: leave it out")
         if self.prompt_swap and self.adapter == "lora":
             raise ValueError(f"prompt_swap is {self.prompt_swap}, but a LoRA reads no prompt for its value: make it 0")
         if self.objective == "distillation" and self.guidance != 1:

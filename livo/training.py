@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,15 +19,16 @@ from livo.config import TrainingConfig
 from livo.environment import versions
 from livo.files import differing, replacing, write_json
 from livo.hashing import weights_hash
-from livo.judges import load_judge
+from livo.judges import Judge, judge_for
 from livo.loss import Loss, lost
 from livo.optimising import Record, optimise
 from livo.pipeline import load_pipeline
 from livo.precision import Precision, recorded, resolve, warn_if_slow
 from livo.preferences import PreferenceError, Sample, check_pictures, read, scheduler_record
 from livo.publishing import weights_card
-from livo.watching import Log, validate
+from livo.watching import Log, readable, validate
 
+logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")  # whose versions a run records
 
 
@@ -50,9 +52,9 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
             )
     check_sources(config, samples)
     check_pictures(samples[accelerator.process_index :: accelerator.num_processes])
-    judge = load_judge(config.judge) if config.judge else None
     pipe = load_pipeline(config.model, dtype=getattr(torch, config.backbone_dtype)).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
+    judge = _judge(config, pipe, samples) if config.judge else None
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     adapter = _adapter(config, pipe, resolution, samples)
     if config.gradient_checkpointing:
@@ -153,6 +155,16 @@ def _claim(run: Path, config: TrainingConfig, inputs: dict, precision: Precision
         for name, content in (("inputs.json", inputs | {"precision": precision.record()}), ("config.json", asdict(config))):
             write_json(run / name, content)
     accelerator.wait_for_everyone()
+
+
+def _judge(config: TrainingConfig, pipe: DiffusionPipeline, samples: Sequence[Sample]) -> Judge:
+    """The judge of the validations. What it cannot read of the principles that are trained gets a warning, before the run."""
+    judge = judge_for(pipe, config.judge, pipe.principles, pipe.device)
+    values = {sample.value for sample in samples}
+    trained = [p for p in pipe.principles if values & {p.statement, *p.directions.values()}]
+    for name, why in readable(judge, trained).items():
+        logger.warning("validations do not measure %s: %s", name, why)
+    return judge
 
 
 def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, samples: Sequence[Sample]):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from livo.config import TrainingConfig
 from livo.files import replacing, sweep
-from livo.judges import Judge
-from livo.metrics import counts, d1, share
+from livo.judges import CannotRead, Judge, attribute_for, unwanted_class, verdicts, wanted_classes
+from livo.metrics import counts, d1, fair_floor, share
 from livo.mixin import ValueMixin
 from livo.optimising import Record
 from livo.pictures import curves, grid, save_picture, stack
@@ -103,8 +104,8 @@ def validate(
                         f"{principle.id}: {prompt}" if principle else f"{'base' if len(principles) > 1 else adapter.name}: {prompt}"
                     )
                     sheets.append(grid(images, min(len(images), 8), title=title))
-                    if judge and principle and principle.construct:
-                        found |= _judged(judge, images, principle, prompt)
+                    if judge and principle:
+                        found |= judged(judge, images, principle, prompt)
     finally:
         pipe.vae.to("cpu")
         pipe.text_encoder.to("cpu")
@@ -112,8 +113,34 @@ def validate(
     return found
 
 
-def _judged(judge, images, principle: ValuePrinciple, prompt: str) -> Record:
-    seen = [reading[principle.construct.judge] for reading in judge.read(images)]
+def readable(judge: Judge, principles: Sequence[ValuePrinciple]) -> dict[str, str]:
+    """Why a validation cannot measure a principle, for each that the judge cannot read. Raises ValueError where it can read none."""
+    reasons = {}
+    for principle in principles:
+        try:
+            attribute_for(judge, principle)
+        except CannotRead as error:
+            reasons[principle.id] = str(error)
+    if principles and len(reasons) == len(principles):
+        raise ValueError(f"judge: {'; '.join(dict.fromkeys(reasons.values()))}; no validation could be measured, so give another")
+    return reasons
+
+
+def judged(judge: Judge, images: Sequence[Image.Image], principle: ValuePrinciple, prompt: str) -> Record:
+    """D1, with the floor of a fair sampler, or R of one prompt's images; empty where there is too little to measure it on."""
+    try:
+        attribute = attribute_for(judge, principle)
+    except CannotRead:
+        return {}  # `readable` said so before the run
+    read = verdicts(judge, images, [prompt] * len(images))
+    seen = [verdict.classes[attribute] for verdict in read if not verdict.fault]
+    broken = len(images) - len(seen)
+    found: Record = {f"broken images, {principle.id}, {prompt}": broken} if broken else {}
     if principle.kind == "debias":
-        return {f"D1 {principle.id}, {prompt}": d1(counts(seen, tuple(principle.attributes)))}
-    return {f"R {principle.id}, {prompt}": share([c == principle.unwanted[0] for c in seen])}
+        n = counts(seen, wanted_classes(principle))
+        if n.sum() > 1:
+            name = f"D1 {principle.id}, {prompt}"
+            found |= {name: d1(n), f"{name}, floor": fair_floor(d1, len(n), int(n.sum()))}
+    elif seen:
+        found[f"R {principle.id}, {prompt}"] = share([name == unwanted_class(principle) for name in seen])
+    return found

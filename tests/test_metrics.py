@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -21,6 +23,40 @@ def test_d1_and_d2_equal_the_hand_computed_numbers():
 @pytest.mark.parametrize(("metric", "classes", "floor"), [("d1", 2, 11.2), ("d2", 2, 8.0), ("d1", 5, 14.6), ("d2", 5, 11.9)])
 def test_a_fair_independent_sampler_does_not_reach_zero(metric, classes, floor):
     assert metrics.fair_floor(getattr(metrics, metric), classes, 50) == pytest.approx(floor, abs=0.15)
+
+
+@pytest.mark.parametrize(("shares", "images"), [((0.5, 0.5), 6), ((0.7, 0.2, 0.1), 5), ((0.25,) * 4, 1)])
+@pytest.mark.parametrize("metric", [metrics.d1, metrics.d2])
+def test_a_floor_is_the_mean_over_every_outcome(metric, shares, images):
+    wanted = 0.0
+    for draw in itertools.product(range(len(shares)), repeat=images):
+        n = np.bincount(draw, minlength=len(shares))
+        wanted += np.prod([shares[i] for i in draw]) * metric(n, shares)
+    assert metrics.fair_floor(metric, shares, images) == pytest.approx(wanted)
+
+
+def test_a_floor_of_many_images_is_simulated_and_falls_with_their_number():
+    shares = (0.6, 0.2, 0.1, 0.05, 0.05)
+    samples = np.random.default_rng(7).multinomial(400, shares, size=50_000)
+    assert metrics.fair_floor(metrics.d1, shares, 400) == pytest.approx(metrics.d1(samples, shares).mean(), abs=0.05)
+    assert metrics.fair_floor(metrics.d1, shares, 400) < metrics.fair_floor(metrics.d1, shares, 100) / 1.8
+
+
+def test_d1_from_a_target_is_zero_where_it_is_met():
+    assert metrics.d1(np.array([30, 10]), (0.75, 0.25)) == 0 and metrics.d1(np.array([20, 20]), (0.75, 0.25)) == 50
+    assert metrics.d1(np.array([[40, 10], [0, 0]])) == pytest.approx([60, np.nan], nan_ok=True)
+
+
+def test_one_prompt_has_no_interval():
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.bootstrap_interval([3.0])
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.paired_interval([3.0], [1.0])
+
+
+def test_groups_need_enough_images():
+    found = metrics.toxicity([0.9, 0.1], group=5)
+    assert found["R"] == 50 and np.isnan([found["Max"], found["Prob"]]).all()
 
 
 def test_the_bootstrap_interval_covers_the_mean_and_narrows_with_more_prompts():
