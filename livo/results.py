@@ -129,7 +129,13 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
 
 
 def _refuse_shared(digests: Sequence[str], evaluated: Sequence[Readings], what: str) -> None:
-    own = {digest: found.method.name for found in evaluated for row in found.digests for digest in row}
+    own = {
+        digest: found.method.name
+        for found in evaluated
+        for row, faults in zip(found.digests, found.faults, strict=True)
+        for digest, fault in zip(row, faults, strict=True)
+        if not fault  # all black images are one image
+    }
     shared = [own[digest] for digest in digests if digest in own]
     if shared:
         raise ValueError(

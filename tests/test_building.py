@@ -5,6 +5,7 @@ import sys
 import types
 from collections import Counter
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from livo import ValuePrinciple, build_folder, building, preferences
+from livo import ValuePrinciple, build_folder, build_plan, building, preferences
 from livo.building import Options
 from livo.construct import Construct, fill
-from livo.judges import Judge
+from livo.judges import Judge, judge_for
 from livo.preferences import PreferenceError
+from livo.principles import bundled_principles, load_principles
 
 CLASSES = {"male": "a man", "female": "a woman"}
 GENDER = ValuePrinciple(
@@ -261,6 +263,93 @@ def test_templates_leave_out_what_is_empty_and_put_articles_right():
     assert fill("{view} a {attribute} {career} {place}", {"career": "engineer", "place": "at night"}) == "an engineer at night"
     assert fill("an {attribute} {career}", {"attribute": "female", "career": "engineer"}) == "a female engineer"
     assert fill("a unicorn in an hour, a {career}", {"career": "artist"}) == "a unicorn in an hour, an artist"
+
+
+class Dark(Generator):
+    """Every fifth image is black, or all of them."""
+
+    def __init__(self, every=5):
+        super().__init__()
+        self.every, self.made = every, 0
+
+    def __call__(self, prompts, generator, **kwargs):
+        out = super().__call__(prompts, generator, **kwargs)
+        for i in range(len(out.images)):
+            self.made += 1
+            if self.made % self.every == 0:
+                out.images[i] = Image.new("RGB", out.images[i].size)
+        return out
+
+
+def test_black_images_are_rejected_for_a_reason_of_their_own(tmp_path):
+    run(tmp_path, [BLOODY], generator=Dark())
+    card = json.loads((tmp_path / "data_card.json").read_text())["principles"]["bloody"]
+    assert card["rejected_images_by_attribute"] == {"black image": card["images_generated"] // 5} and card["pairs"] == 12
+    assert all(np.asarray(Image.open(tmp_path / row["file_name"])).any() for row in rows(tmp_path))
+    with pytest.raises(PreferenceError, match=r"rejected for \{'black image': 2"):
+        run(tmp_path / "all", [BLOODY], generator=Dark(1))
+    with pytest.raises(PreferenceError, match=r"all 16 images of 'a photo of an? \w+( at night)?' are black: check the generator"):
+        run(tmp_path / "census", [GENDER], generator=Dark(1))
+
+
+def test_a_judge_that_needs_prompts_is_given_what_a_user_would_type(tmp_path):
+    class Asking(Reader):
+        asked: ClassVar[list] = []
+
+        def probabilities(self, images, prompts):
+            self.asked.extend(prompts)
+            return super().probabilities(images, prompts)
+
+    list(building.build(Generator(), Asking(), [GENDER, BLOODY], tmp_path, SMALL))
+    assert {"a photo of a doctor at night", "a bloody engineer"} <= set(Asking.asked)
+    assert not any(word in prompt.split() for prompt in Asking.asked for word in ("male", "female"))
+
+
+@pytest.mark.parametrize(
+    ("principle", "options", "words"),
+    [
+        (
+            replace(GENDER, construct=replace(GENDER.construct, judge="sex")),
+            SMALL,
+            r"cannot tell sex \(male, female\); it reads gender",
+        ),
+        (
+            replace(GENDER, construct=replace(GENDER.construct, also={"place": "{place}"})),
+            SMALL,
+            r"tell place, which .*; it reads gender",
+        ),
+        (
+            replace(GENDER, construct=replace(GENDER.construct, fill={"career": ("doctor", "plumber"), "place": ("",)})),
+            SMALL,
+            "reads no 'plumber' of career, only doctor, engineer",
+        ),
+        (replace(GENDER, construct=None), SMALL, "has no construct section"),
+        (GENDER, Options(batch=1), "batch is 1"),
+    ],
+)
+def test_a_build_that_cannot_start_leaves_its_folder_free(tmp_path, principle, options, words):
+    generator = Generator()
+    for start in (building.prepare, lambda *args: next(building.build(*args[1:4], args[0], args[4]))):
+        with pytest.raises(PreferenceError, match=words):
+            start(tmp_path, generator, Reader(), [BLOODY, principle], options)
+    assert not generator.prompts and not list(tmp_path.iterdir())
+
+
+def test_a_build_that_made_no_image_may_start_otherwise(tmp_path):
+    building.prepare(tmp_path, Generator(), Reader(), [BLOODY], Options(batch=4, seed=3))
+    run(tmp_path, [BLOODY])
+    with pytest.raises(PreferenceError, match="another seed"):
+        building.prepare(tmp_path, Generator(), Reader(), [BLOODY], Options(batch=8, seed=3))
+
+
+def test_clip_reads_all_that_the_bundled_principles_ask_for(papertown, tiny_clip):
+    known = load_principles(bundled_principles())
+    for chosen in (known, known[:1], known[-1:]):
+        judge = judge_for(papertown, f"clip:{tiny_clip}", chosen, "cpu", build_plan.further_attributes(chosen, known))
+        build_plan.check(papertown, judge, chosen, 8)
+        assert {"career", "place", "bloody"} <= set(judge.attributes) and len(judge.attributes["bloody"]) == 2
+    with pytest.raises(PreferenceError, match=f"principle {known[0].id}: clip cannot tell career, which"):
+        build_plan.check(papertown, judge_for(papertown, f"clip:{tiny_clip}", known), known, 8)
 
 
 @pytest.mark.slow

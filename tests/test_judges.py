@@ -2,13 +2,14 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from livo import judges
+from livo import LiVOPipeline, judges
 from livo.judges import ClassifierJudge, CLIPJudge, SafetyCheckerJudge, VisionLanguageJudge, disagreement, load_judge
 from livo.judges.base import loading
 from livo.principles import ValuePrinciple
@@ -248,3 +249,131 @@ def test_a_missing_package_names_the_extra():
 def test_the_bundled_judge_names_itself():
     judge = load_judge("papertown")
     assert judge.record()["revision"] == judge.revision and not isinstance(judge, ClassifierJudge)
+
+
+def test_only_images_of_exactly_one_colour_or_no_number_are_broken():
+    night = np.zeros((8, 8, 3), dtype=np.uint8)
+    night[0, 0, 2] = 1
+    alpha = np.zeros((8, 8, 4), dtype=np.uint8)
+    alpha[..., 3] = np.arange(64).reshape(8, 8)
+    palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
+    palette.putpalette([7, 7, 7] * 256)
+    numbers = np.full((8, 8), 0.5, dtype=np.float32)
+    numbers[0, 0] = np.nan
+    cases = {
+        "": [Image.fromarray(night), Image.fromarray(night[..., 2]), Image.linear_gradient("L").convert("CMYK")],
+        "black": [Image.new("RGB", (8, 8)), Image.new("L", (8, 8)), Image.new("1", (8, 8)), Image.fromarray(alpha)],
+        "constant": [Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), (0, 0, 3)), palette],
+        "not finite": [Image.fromarray(numbers), Image.fromarray(np.full((8, 8), np.inf, dtype=np.float32))],
+    }
+    for why, pictures in cases.items():
+        assert [judges.broken(picture) for picture in pictures] == [why] * len(pictures)
+
+
+class Fair(judges.Judge):
+    name, revision, attributes = "fair", "1", {"gender": ("male", "female"), "mood": ("smile", "frown", "none")}
+
+    def __init__(self, p=0.5):
+        self.p, self.prompts = p, None
+
+    def probabilities(self, images, prompts):
+        self.prompts = prompts
+        return {name: torch.full((len(images), len(classes)), self.p) for name, classes in self.attributes.items()}
+
+
+def test_every_judge_refuses_what_it_cannot_judge(images, classifier):
+    black = [*images[:1], Image.new("RGB", (40, 30))]
+    for judge in (Fair(), load_judge(f"gender:{classifier('Female', 'Male')}", [GENDER])):
+        for call in (judge.judge, judge.read):
+            with pytest.raises(ValueError, match=r"image 1 is black, so \S+ cannot judge it"):
+                call(black)
+        with pytest.raises(ValueError, match="given no image"):
+            judge.judge([])
+        with pytest.raises(ValueError, match="2 prompts for 3 images"):
+            judge.judge(images, ["a", "b"])
+    with pytest.raises(ValueError, match="fair's probabilities of gender are not finite"):
+        Fair(float("nan")).judge(images)
+
+
+def test_broken_images_are_not_shown_to_a_judge(images):
+    judge = Fair()
+    mixed = [images[0], Image.new("RGB", (40, 30)), images[1]]
+    p = judges.judge_all(judge, mixed, ["a", "b", "c"])["gender"]
+    assert judge.prompts == ["a", "c"] and p.isnan().any(-1).tolist() == [False, True, False]
+    assert [verdict.fault for verdict in judges.verdicts(judge, mixed)] == ["", "black", ""]
+    assert judges.verdicts(judge, mixed)[0].classes == {"gender": "male", "mood": "smile"}
+    assert judges.judge_all(judge, [mixed[1]])["mood"].shape == (1, 3) and judges.verdicts(judge, [mixed[1]])[0].classes == {}
+
+
+MOOD = ValuePrinciple("kindness", "kindness", attributes={"frown": "a frowning person", "smile": "a smiling person"})
+
+
+@pytest.mark.parametrize(
+    ("principle", "attribute", "why"),
+    [
+        (GENDER, "gender", ""),
+        (replace(GENDER, id="mine"), "gender", ""),  # by its classes
+        (MOOD, "mood", ""),
+        (BLOODY, "", r"fair cannot tell bloody \(yes, no\); it reads gender, mood"),
+        (replace(MOOD, id="gender"), "", "fair reads no 'frown' of gender, only male, female"),
+        (replace(GENDER, id="mine", attributes={}), "", "mine has no attributes, so there are no classes to read"),
+        (
+            replace(MOOD, construct={"prompts": ["a {x}"], "aligned": "a", "judge": "temper", "fill": {"x": ["b"]}}),
+            "",
+            "cannot tell temper",
+        ),
+    ],
+)
+def test_one_function_says_what_reads_a_principle(principle, attribute, why):
+    if attribute:
+        assert judges.attribute_for(Fair(), principle) == attribute
+    else:
+        with pytest.raises(judges.CannotRead, match=why):
+            judges.attribute_for(Fair(), principle)
+
+
+def test_two_attributes_with_the_same_classes_are_not_guessed():
+    judge = Fair()
+    judge.attributes = {"hair": ("male", "female"), "voice": ("male", "female"), "bloody": ("no", "yes"), "zombie": ("no", "yes")}
+    with pytest.raises(judges.CannotRead, match="as hair and as voice: name one in the construct section"):
+        judges.attribute_for(judge, replace(GENDER, id="mine"))
+    with pytest.raises(judges.CannotRead, match="cannot tell gore"):
+        judges.attribute_for(judge, replace(BLOODY, id="gore"))
+    assert judges.attribute_for(judge, ValuePrinciple("zombie", "zombie")) == "zombie"
+
+
+def test_papertown_is_known_by_its_weights_and_not_by_its_name(papertown, pipe, tmp_path):
+    assert judges.is_papertown(papertown) and not judges.is_papertown(pipe)
+    papertown.save_pretrained(tmp_path / "other-name")
+    again = LiVOPipeline.from_pretrained(tmp_path / "other-name", dtype=torch.bfloat16)
+    assert judges.is_papertown(again) and judges.judge_for(again, None).name == "papertown-judge"
+    with torch.no_grad():
+        next(again.unet.parameters()).mul_(1.5)
+    assert not judges.is_papertown(again)
+    pipe.save_pretrained(tmp_path / "papertown")
+    other = LiVOPipeline.from_pretrained(tmp_path / "papertown")
+    with pytest.raises(ValueError, match="no judge is given, and only Papertown has one of its own: give --judge"):
+        judges.judge_for(other, None)
+
+
+def test_the_papertown_judge_refuses_other_pictures(papertown, pipe, images):
+    judge = load_judge("papertown")
+    judge.check_pipeline(papertown)
+    for call in (judge.judge, judge.embed):
+        with pytest.raises(ValueError, match="image 0 is 30 x 40, and papertown-judge reads Papertown's pictures of 64 x 64 alone"):
+            call(images)
+    with pytest.raises(ValueError, match="this model draws 16 x 16: use another judge"):
+        judges.judge_for(pipe, "papertown")
+    parts = papertown.components | {"vae": type(papertown.vae).from_config(papertown.vae.config)}
+    with pytest.raises(ValueError, match="another decoder"):
+        judges.judge_for(LiVOPipeline(**parts, requires_safety_checker=False), "papertown")
+
+
+def test_principles_that_share_an_attribute_share_their_words(tiny_clip):
+    more = replace(GENDER, id="mine", attributes={"androgynous": "an androgynous person", "male": "a man"})
+    construct = {"prompts": ["a {attribute}"], "judge": "gender"}
+    judge = load_judge(
+        f"clip:{tiny_clip}", [GENDER, replace(more, construct=construct)], also={"place": {"sea": "the sea", "wood": "a wood"}}
+    )
+    assert judge.attributes == {"gender": ("male", "female", "androgynous"), "place": ("sea", "wood")}
+    assert judge.templates == {"gender": "{prompt}, {attribute}", "place": "a photo of {attribute}"}
