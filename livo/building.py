@@ -302,7 +302,9 @@ def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Seq
 def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> None:
     """Say in build.json how this folder's images are made, and refuse to add others to them."""
     modules = {
-        name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module) and name != "value_encoder"
+        name: module
+        for name, module in pipe.components.items()
+        if isinstance(module, torch.nn.Module) and not name.startswith("value_encoder")
     }
     how = {name: value for name, value in asdict(options).items() if name != "precision"} | {
         "generator": {name: weights_hash(module) for name, module in sorted(modules.items())},

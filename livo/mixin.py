@@ -158,13 +158,12 @@ class ValueMixin(SavedValues):
                 decisions = [decision.with_encoder(hashes) for decision in decisions]
                 self._hook()
                 if plan.changes:
-                    self._check_steps()
-                    before_each_step(given, self._enter)
+                    before_each_step(self, given, self._enter)
                 self._plan = plan
                 try:
                     with self._attention.holding(None):
                         out = super().__call__(prompt, **given)
-                        self._check_acted(plan)
+                        plan.check_acted(self._attention.acted, type(self).__name__)
                 finally:
                     self._plan = None
             check_images(self, finite, out[0], with_values=plan is not None)
@@ -182,23 +181,6 @@ class ValueMixin(SavedValues):
         ours = {p.name for p in signature(ValueMixin.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY}
         refuse_unknown(kwargs, method_arguments(cls, "__call__") | ours, name, _ELSEWHERE)
         return by_name(positional_arguments(cls, "__call__")[1:], args, kwargs, name)
-
-    def _check_steps(self) -> None:
-        """Raises ValueError where the base tells nobody when a step ends, so that a value cannot begin or cease in between."""
-        if "callback_on_step_end" not in method_arguments(self.base_class, "__call__"):
-            raise ValueError(
-                f"value_start and value_end need a pipeline with callback_on_step_end, which {type(self).__name__} lacks: leave them out"
-            )
-
-    def _check_acted(self, plan: Plan) -> None:
-        """Raises ValueError where no attention layer ever saw a token that was planned for an image."""
-        rows = len(plan.rows)
-        unseen = [i for i, row in enumerate(plan.rows) if row and not self._attention.acted(rows + i)]
-        if unseen:
-            raise ValueError(
-                f"{type(self).__name__}: the value token of image {', '.join(map(str, unseen))} reached no attention layer, so it did "
-                "nothing: the call does not pass on what encode_prompt returns. Pass value=None, or change the class"
-            )
 
     def encode_prompt(self, *args, **kwargs):
         """See the base class; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""

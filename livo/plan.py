@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from livo.arguments import method_arguments
 from livo.conditioning import Blend, blend, value_text
 from livo.record import ImageDecision
 
@@ -41,6 +43,15 @@ class Plan:
                     f"{decision.statement!r} would do nothing: widen them, or take more steps"
                 )
 
+    def check_acted(self, acted: Callable[[int], bool], name: str) -> None:
+        """Raises ValueError where no attention layer ever saw a token that was planned for an image. `acted` says it of a row."""
+        unseen = [i for i, row in enumerate(self.rows) if row and not acted(len(self.rows) + i)]
+        if unseen:
+            raise ValueError(
+                f"{name}: the value token of image {', '.join(map(str, unseen))} reached no attention layer, so it did nothing: the call "
+                "does not pass on what encode_prompt returns. Pass value=None, or change the class"
+            )
+
     def scales(self, image: int, share: float) -> list[float]:
         """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""
         pairs = zip(self.rows[image], self.sizes[image], strict=True)
@@ -54,8 +65,16 @@ class Plan:
         return blend(unconditional + conditional, length)
 
 
-def before_each_step(given: dict, enter: Callable[[int], None]) -> None:
-    """Have `enter` called with the number of each step but the first; `given` holds a pipeline call's arguments, and its callback."""
+def before_each_step(pipe: DiffusionPipeline, given: dict, enter: Callable[[int], None]) -> None:
+    """Have `enter` called with the number of each step but the first; `given` holds a pipeline call's arguments, and its callback.
+
+    Raises:
+        ValueError: the class tells nobody when a step ends, so that a value cannot begin or cease in between.
+    """
+    if "callback_on_step_end" not in method_arguments(pipe.base_class, "__call__"):
+        raise ValueError(
+            f"value_start and value_end need a pipeline with callback_on_step_end, which {type(pipe).__name__} lacks: leave them out"
+        )
     callback = given.get("callback_on_step_end")
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         given["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs

@@ -254,3 +254,16 @@ def test_loading_refuses_unknown_arguments_before_it_loads_anything(call, words)
 def test_the_methods_of_values_suggest_names_too(pipe, name):
     with pytest.raises(TypeError, match=rf"{name}\(\) has no argument 'scources'"):
         getattr(pipe, name)(scources="x")
+
+
+def test_a_class_that_tells_no_steps_refuses_a_range_of_steps(base):
+    class Steps(diffusers.StableDiffusionPipeline):
+        def __call__(self, prompt, num_inference_steps=2, output_type="np", generator=None, return_dict=True):
+            return super().__call__(prompt, None, None, num_inference_steps, output_type=output_type, generator=generator)
+
+    pipe = user_class(Steps, base)
+    assert draw(pipe, {})[1][0].applied
+    with pytest.raises(
+        ValueError, match="value_start and value_end need a pipeline with callback_on_step_end, which LiVOSteps lacks"
+    ):
+        draw(pipe, {}, value_end=0.5)
