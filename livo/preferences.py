@@ -144,9 +144,14 @@ def open_sample(sample: Sample) -> Image.Image:
 # --- manifests ----------------------------------------------------------------------------------------------------------
 
 
-def _scan(folder: Path) -> Report:
+def check_folder(folder: Path) -> None:
+    """Raises PreferenceError where there is no such folder."""
     if not folder.is_dir():
         raise PreferenceError(f"{folder}: no such folder of preference data; make one with `livo build`")
+
+
+def _scan(folder: Path) -> Report:
+    check_folder(folder)
     manifests = sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
     if not manifests:
         raise PreferenceError(f"{folder}: no {MANIFEST} in it or in its <type>/<scene> folders; is it the right folder?")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,16 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Seque
             )
         first[principle.id] = where
     return [principle for _, principle in found]
+
+
+def refuse_unknown_id(wish: str, principles: Sequence[ValuePrinciple]) -> None:
+    """Raises ValueError where `wish` is meant as an id, and no principle has it; any other text may be a statement."""
+    ids = [principle.id for principle in principles]
+    if wish in ids or wish.lower() in RESERVED or wish in [principle.statement for principle in principles]:
+        return
+    if re.fullmatch(r"\w*_\w*", wish) or get_close_matches(wish, ids, cutoff=0.8):
+        there = f"there are {', '.join(ids)}" if ids else "none are loaded"
+        raise ValueError(f"no principle has the id {wish!r}: {there}; load a file that has it (load_value_principles)")
 
 
 def load_target(source: str | Path) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from livo.adapters import LoRAAdapter, ValueEncoderAdapter
 from livo.batches import Batches, cached, check_sources
-from livo.config import TrainingConfig
+from livo.config import TrainingConfig, check_run
 from livo.environment import versions
 from livo.files import differing, replacing, write_json
 from livo.hashing import weights_hash
@@ -40,7 +39,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         FileExistsError: the run folder holds a run and `resume` is False.
     """
     run = Path(config.output)
-    _may_start(run, config, resume)
+    check_run(config, resume)
     precision = _precision(config, run)
     accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
     samples = read(config.data)
@@ -114,18 +113,6 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------------
-
-
-def _may_start(run: Path, config: TrainingConfig, resume: bool) -> None:
-    file = run / "config.json"
-    if not file.is_file():
-        if resume:
-            raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
-        return
-    if not resume:
-        raise FileExistsError(f"{run} holds a run already: go on with --resume latest, or give another --output")
-    if changed := [name for name in config.changed(json.loads(file.read_text())) if name != "output"]:
-        raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
 
 
 def _precision(config: TrainingConfig, run: Path) -> Precision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,18 @@ import torch
 from PIL import Image
 
 from livo.config import TrainingConfig
+from livo.extras import installed, remedy
 from livo.files import replacing, sweep
 from livo.judges import CannotRead, Judge, attribute_for, unwanted_class, verdicts, wanted_classes
+from livo.logs import warn_once
 from livo.metrics import counts, d1, fair_floor, share
 from livo.mixin import ValueMixin
 from livo.optimising import Record
 from livo.pictures import curves, grid, save_picture, stack
 from livo.precision import Precision
 from livo.principles import ValuePrinciple
+
+logger = logging.getLogger(__name__)
 
 
 class Log:
@@ -28,12 +33,12 @@ class Log:
         if not main:
             return
         sweep(run)
-        try:
+        if installed("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(run / "tensorboard"))
-        except ImportError:
-            print("TensorBoard is not installed (pip install livo[train]): metrics.jsonl and curves.png are written all the same")
+        else:
+            warn_once(logger, "TensorBoard's files are not written, for it is not installed: %s", remedy("tensorboard"))
 
     def write(self, record: Record) -> None:
         if not self.main:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,57 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it(monkeyp
     monkeypatch.setattr(COMMANDS["env"], "run", needs)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == "livo env: the package peft.utils is not installed: pip install livo[train]\n"
+
+
+CHECKED = """
+import sys
+from pathlib import Path
+from livo.cli import main
+tmp = Path(sys.argv[1])
+prompts = tmp / "prompts.txt"
+prompts.write_text("a doctor\\n")
+for argv in (
+    "build --check absent", "build -o {tmp}/new --only kindness", "build -o {tmp}/new --judge nonsense", "build -o {tmp}/new --judge age:x",
+    "build -o {prompts}", "evaluate --prompts absent.txt", "evaluate --prompts {prompts} --method nonsense",
+    "evaluate --prompts {prompts} --method weights=absent.safetensors", "evaluate --prompts {prompts} --judge clip:./absent",
+    "evaluate --prompts {prompts} --model {tmp}", "calibrate absent.txt --value-encoder absent", "train --data absent --output {tmp}/new",
+    "train --data absent --output {tmp}/new --resume latest", "train --data {tmp} --output {tmp}/new --model ./absent",
+    "generate x --principles absent.yaml", "generate x --model ./absent", "generate x --value-encoder {tmp}", "generate x --target absent",
+    "generate x --value gender_equalty", "generate x -o {prompts}/x.png", "retrieve x --principles absent", "retrieve x --fitted absent",
+    "retrieve x --embedder ./absent", "retrieve --file absent -o {tmp}/x.csv", "inspect absent.png",
+):
+    assert main(argv.format(tmp=tmp, prompts=prompts).split()) == 2, argv
+    assert "torch" not in sys.modules, argv
+assert main(["retrieve", "a bloody warrior"]) == 0
+heavy = {"sentence_transformers", "transformers", "diffusers", "sklearn", "scipy", "matplotlib"} & set(sys.modules)
+assert "torch" in sys.modules and not heavy, heavy
+"""
+
+
+def test_arguments_are_checked_before_torch_and_retrieve_imports_no_more(tmp_path):
+    done = subprocess.run([sys.executable, "-c", CHECKED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("livo ") for line in done.stderr.splitlines()), done.stderr
+    assert "  bloody " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        ("build -o {tmp}/new", "accelerate"),
+        ("evaluate --prompts {tmp}/p.txt -o {tmp}/new", "accelerate"),
+        ("train --data {tmp} --output {tmp}/new", "accelerate"),
+        ("train --data {tmp} --output {tmp}/new", "matplotlib"),
+        ("train --data {tmp} --output {tmp}/new --adapter lora", "peft"),
+        ("retrieve --fit {tmp}/labels.csv -o {tmp}/new", "matplotlib"),
+        ("benchmark papertown --work {tmp}/new --docs {tmp}/docs", "matplotlib"),
+    ],
+)
+def test_a_missing_extra_is_one_line_before_any_work(command, package, tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.txt").write_text("a doctor\n")
+    (tmp_path / "labels.csv").write_text("prompt,labels\na doctor,person\n")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(command.format(tmp=tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(f" needs {package}: pip install livo[train]\n")
+    assert not (tmp_path / "new").exists()

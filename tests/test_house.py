@@ -16,6 +16,7 @@ ROWS = [
         "lettering",
         "extras",
         "hub",
+        "judge_spec",
         "plain_yaml",
         "construct",
         "config",

@@ -58,9 +58,18 @@ class Session:
 def test_the_hub_is_reached_whatever_it_answers(answer, reason, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: Session(answer))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert hub._unreachable() == reason
+    assert hub._ask() == reason
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub._unreachable() == "HF_HUB_OFFLINE is set"
+    assert hub._ask() == "HF_HUB_OFFLINE is set"
+
+
+def test_the_hub_is_asked_once_for_several_models(monkeypatch):
+    answers = iter(["no network", None])
+    monkeypatch.setattr(hub, "_ask", lambda: next(answers))
+    monkeypatch.setattr(hub, "_last", (float("-inf"), None))
+    assert [hub._unreachable() for _ in range(3)] == ["no network"] * 3
+    monkeypatch.setattr(hub, "_HOLDS", -1.0)
+    assert hub._unreachable() is None
 
 
 def test_a_hub_that_never_answers_is_waited_for_a_moment(monkeypatch):
@@ -69,7 +78,7 @@ def test_a_hub_that_never_answers_is_waited_for_a_moment(monkeypatch):
     monkeypatch.setattr(hub, "_PATIENCE", 0.05)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: Event().wait())
-    assert "no answer from" in hub._unreachable()
+    assert "no answer from" in hub._ask()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from livo.precision import HELP, PRECISIONS
 
@@ -58,11 +57,3 @@ def add_judge(parser: argparse.ArgumentParser, help: str = "", **more) -> None:
         "(default: papertown, for Papertown's own weights; any other model needs one)"
     )
     parser.add_argument("--judge", metavar="JUDGE", help=about + help, **more)
-
-
-def check_judge(model: str, judge: object) -> None:
-    """Raises ValueError where a hub id has no judge, before it is downloaded. A folder is loaded first: it may hold Papertown."""
-    if not judge and model != "papertown" and not Path(model).is_dir():
-        from livo.judges import NO_JUDGE
-
-        raise ValueError(f"--model {model}: {NO_JUDGE}")

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
+    from livo.extras import require
+    from livo.files import check_output
+
+    for folder in (args.work, args.docs):
+        check_output(folder, folder=True)
+    require("the benchmark", "accelerate", "matplotlib", "peft")
     from livo.papertown.benchmark import benchmark
 
     report = benchmark(args.work, args.docs, Budget(**{amount.name: getattr(args, amount.name) for amount in fields(Budget)}))

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_judge, add_sampling, check_judge, positive
+from livo.commands import add_judge, add_sampling, positive
 
 HELP = "Make preference data for principles with a construct section, or check a folder of them."
 EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
@@ -35,24 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     if (args.check is None) == (args.output is None):
         raise ValueError("give either --output FOLDER to build, or --check FOLDER")
-    from livo import preferences
-    from livo.files import check_output, refuse_overwriting
-
-    if args.check is None:
-        check_output(args.output, folder=True)
-        if args.principles:
-            refuse_overwriting(args.principles, args.output, ("build.json", "data_card.json", "metadata.jsonl", "rounds"))
     if args.check is not None:
-        report = preferences.check(args.check)
-        print(report.table())
-        for line in report.notes[:20]:
-            print(f"note: {line}")
-        for line in report.problems[:20]:
-            print(f"problem: {line}")
-        if report.problems:
-            raise ValueError(f"{args.check}: {len(report.problems)} problems; mend them before training")
-        print(f"{args.check}: {len(report.samples)} images, {len(preferences.pairs(report.samples))} pairs, no problem")
-        return
+        return _check(args.check)
+    from livo.commands.checks import check_judges, check_model
+    from livo.extras import require
+    from livo.files import check_output, refuse_overwriting
+    from livo.principles import bundled_principles, load_principles
+
+    check_output(args.output, folder=True)
+    if args.principles:
+        refuse_overwriting(args.principles, args.output, ("build.json", "data_card.json", "metadata.jsonl", "rounds"))
+    known = load_principles(args.principles or bundled_principles())
+    principles = _chosen(known, args.only)
+    check_model(args.model)
+    check_judges(args.model, [args.judge] if args.judge else [], known)
+    require("building", "accelerate")
     import torch
     from accelerate import PartialState
 
@@ -60,12 +57,8 @@ def run(args) -> None:
     from livo.build_plan import further_attributes
     from livo.judges import judge_for
     from livo.pipeline import load_pipeline
-    from livo.principles import bundled_principles, load_principles
     from livo.progress import follow_build
 
-    check_judge(args.model, args.judge)
-    known = load_principles(args.principles or bundled_principles())
-    principles = _chosen(known, args.only)
     if args.pairs:
         counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
         principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
@@ -88,6 +81,20 @@ def run(args) -> None:
                 f"{name:28} {job['pairs']} of {job['asked']} pairs, {job['near_duplicate_pairs_dropped']} near-duplicates dropped"
             )
         print(f"{manifest} written; look at the contact sheets and data_card.json beside it")
+
+
+def _check(folder: Path) -> None:
+    from livo import preferences
+
+    report = preferences.check(folder)
+    print(report.table())
+    for line in report.notes[:20]:
+        print(f"note: {line}")
+    for line in report.problems[:20]:
+        print(f"problem: {line}")
+    if report.problems:
+        raise ValueError(f"{folder}: {len(report.problems)} problems; fix them before training")
+    print(f"{folder}: {len(report.samples)} images, {len(preferences.pairs(report.samples))} pairs, no problem")
 
 
 def _chosen(principles, ids):

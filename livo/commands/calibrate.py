@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_judge, add_sampling, check_judge, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
@@ -32,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
+    from livo.commands.checks import check_judges, check_model, principles_of
     from livo.files import refuse_overwriting
     from livo.prompts import read_prompts
 
     refuse_overwriting(args.prompts, args.value_encoder, ("config.json",))
-    check_judge(args.model, args.judge)
+    check_model(args.model)
+    check_judges(args.model, [args.judge] if args.judge else [], principles_of(args))
     prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(args.prompts, args.column)))
     config = args.value_encoder / "config.json"
     if not config.is_file():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_judge, add_sampling, check_judge, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 -o runs/evaluation"
 _METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles); negative=WORDS; sld=WORDS, or sld-weak, sld-medium,
 sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
 (a baseline that was saved); lora=FILE, folder or hub id. Default: base livo"""
+
+_KINDS = ("base", "livo", "negative", "sld", "sld-weak", "sld-medium", "sld-strong", "sld-max", "fair", "uce", "weights", "lora")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> None:
+    from livo.commands.checks import check_judges, check_model, check_value_encoder, principles_of
+    from livo.extras import require
     from livo.files import check_output, refuse_overwriting
     from livo.images import require_images
     from livo.prompts import distinct, read_prompts
@@ -58,7 +62,12 @@ def run(args) -> None:
         refuse_overwriting(
             source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")
         )
-    check_judge(args.model, args.judge)
+    check_model(args.model)
+    check_value_encoder(args.value_encoder)
+    check_judges(args.model, args.judge or [], principles_of(args))
+    for spec in args.method:
+        _check_method(spec)
+    require("evaluating", "accelerate")
     prompts = read_prompts(args.prompts, args.column)  # what may fail is loaded before the long part
     if args.reference not in ("base", "none"):
         folder = Path(args.reference)
@@ -118,13 +127,26 @@ def _asked(args, pipe):
     return [p for p in pipe.principles if p.id in ids] if named and "" not in ids and not args.principles else pipe.principles
 
 
+def _check_method(spec: str) -> None:
+    """What can be said of a word of --method before the model is loaded."""
+    kind, _, rest = spec.partition("=")
+    if kind not in _KINDS or not (rest or kind in ("base", "livo")) or (kind == "base" and rest):
+        raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
+    if kind == "weights" and not Path(rest).is_file():
+        raise ValueError(f"--method {spec}: no such file")
+    if kind == "lora":
+        from livo.hub import hub_options
+
+        hub_options(rest, "LoRA")
+
+
 def _method(spec: str, pipe):
     """The method that a word of --method names."""
     from livo import baselines
     from livo.evaluation import Method
 
     kind, _, rest = spec.partition("=")
-    if kind == "base" and not rest:
+    if kind == "base":
         return Method("base")
     if kind == "livo":
         if not pipe.value_encoders:
@@ -135,11 +157,9 @@ def _method(spec: str, pipe):
         if unknown := [name for name in ids if name not in known]:
             raise ValueError(f"--method {spec}: no principle {unknown[0]!r}; there are {', '.join(known)}")
         return Method(spec, value=(ids[0] if len(ids) == 1 else ids) if ids else "auto")
-    if not rest:
-        raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
     if kind == "negative":
         return Method(spec, edit=baselines.NegativePrompt(rest))
-    if kind in ("sld", "sld-weak", "sld-medium", "sld-strong", "sld-max"):
+    if kind.startswith("sld"):
         return Method(spec, edit=baselines.SafeLatentDiffusion.preset(rest, kind.partition("-")[2] or "strong"))
     if kind == "fair":
         return Method(spec, edit=baselines.FairDiffusion(tuple(tuple(group.split("/")) for group in rest.split(";"))))
@@ -149,6 +169,4 @@ def _method(spec: str, pipe):
         edit = baselines.WeightEdit.load(rest)
         edit.check(pipe, rest)
         return Method(spec, edit=edit)
-    if kind == "lora":
-        return Method(spec, edit=baselines.LoRA.read(pipe, rest))
-    raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
+    return Method(spec, edit=baselines.LoRA.read(pipe, rest))  # what is left of _KINDS

@@ -45,13 +45,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     if args.output.suffix.lower() != ".png":
         raise ValueError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
+    from livo.commands.checks import check_model, check_value_encoder, principles_of
     from livo.files import check_output, refuse_overwriting
+    from livo.principles import load_target, refuse_unknown_id
 
     beside = args.output.with_suffix(".json")
     for file in (args.output, beside):
         check_output(file)
         for source in filter(None, (args.principles, args.target and args.target.partition("#")[0], args.ledger)):
             refuse_overwriting(source, file)
+    check_model(args.model)
+    check_value_encoder(args.value_encoder)
+    principles = principles_of(args)
+    if args.target:
+        load_target(args.target)
+    if principles is not None:
+        for wish in args.value or ():
+            refuse_unknown_id(wish, principles)
+        if args.target:
+            _with_target(principles, args.target)
     import torch
 
     from livo.files import write_json

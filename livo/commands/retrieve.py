@@ -84,13 +84,16 @@ def run(args) -> None:
 
 def _read(args, job: str) -> list | None:
     """The prompts of --file or --fit: what may be wrong with them is said before anything is loaded."""
+    from livo.extras import require
     from livo.files import check_output, refuse_overwriting
 
     suffixes = {"file": (".csv", ".jsonl"), "redteam": (".json",)}.get(job)
     if job == "file" and args.output is None:
         raise ValueError("--file needs --output NAME.csv or NAME.jsonl")
-    if job == "fit" and args.output is None:
-        raise ValueError("--fit needs --output FOLDER")
+    if job == "fit":
+        if args.output is None:
+            raise ValueError("--fit needs --output FOLDER")
+        require("fitting", "matplotlib")
     if args.output and suffixes and args.output.suffix.lower() not in suffixes:
         raise ValueError(f"--output {args.output}: --{job} writes {' or '.join(suffixes)}; give --output NAME{suffixes[0]}")
     if args.output:

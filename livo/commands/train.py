@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import fields
+from pathlib import Path
 
-from livo.config import TrainingConfig, add_options
+from livo.config import TrainingConfig, add_options, check_run
+from livo.extras import installed, require
 
 HELP = "Train a value encoder or a LoRA on preference data."
 EXAMPLE = "livo train --data data/gender --output runs/gender --steps 600 --lr 4e-4 --beta 100 --alpha 50 --gamma-1 5"
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     values = {option.name: getattr(args, option.name) for option in fields(TrainingConfig)}
     config = TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    _check(config, args.resume is not None)
     from livo.progress import follow_training
     from livo.training import train
 
@@ -28,4 +31,21 @@ def run(args) -> None:
     shown = ("loss", "accuracy", "winner_active", "loser_active", "grad_norm", "drift")
     follow_training(records, config.adapter, config.steps, shown, disable=not main)
     if main:
-        print(f"{config.output}/{config.adapter} written; curves.png, metrics.jsonl and TensorBoard's files lie beside it")
+        beside = "curves.png, metrics.jsonl and TensorBoard's files" if installed("tensorboard") else "curves.png and metrics.jsonl"
+        print(f"{config.output}/{config.adapter} written; {beside} lie beside it")
+
+
+def _check(config: TrainingConfig, resume: bool) -> None:
+    """What can be said of a run before torch is imported."""
+    from livo.commands.checks import check_judges, check_model, check_value_encoder
+    from livo.files import check_output
+    from livo.preferences import check_folder
+
+    check_output(Path(config.output), folder=True)
+    check_run(config, resume)
+    check_folder(Path(config.data))
+    check_model(config.model)
+    check_value_encoder(config.value_encoder)
+    if config.judge:
+        check_judges(config.model, [config.judge], None)
+    require("training", "accelerate", "matplotlib", *["peft"] * (config.adapter == "lora"))

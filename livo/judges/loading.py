@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from livo.judge_spec import NO_JUDGE, parse_judge
 from livo.judges.base import RISK, Judge, Words, loading
 from livo.judges.classifier import ClassifierJudge, labels_of, unsafe_labels
 from livo.judges.clip import TEMPLATE, ZERO_SHOT, CLIPJudge
@@ -15,11 +16,6 @@ from livo.judges.papertown import BUNDLED, PapertownJudge, is_papertown
 from livo.judges.safety import SafetyCheckerJudge
 from livo.judges.vision_language import VisionLanguageJudge
 from livo.principles import ValuePrinciple
-
-NO_JUDGE = (
-    "no judge is given, and only Papertown has one of its own: give --judge, such as clip:openai/clip-vit-large-patch14, "
-    "vlm:llava-hf/llava-1.5-7b-hf, nsfw:SOURCE, safety:SOURCE or gender:SOURCE"
-)
 
 
 def load_judge(
@@ -36,21 +32,16 @@ def load_judge(
     Raises:
         ValueError: it cannot be loaded, or cannot tell what it is asked; the message says what to do.
     """
-    kind, _, source = spec.partition(":")
-    if spec == "papertown" or (Path(spec) / "config.json").is_file():
-        folder = BUNDLED if spec == "papertown" else Path(spec)
-        with loading("papertown", folder):
-            return PapertownJudge.from_pretrained(folder).float().to(device)
-    if not source:
-        raise ValueError(f"judge {spec!r}: give papertown, its folder, or KIND:SOURCE with clip, vlm, nsfw, safety or an attribute")
-    revision = None
-    if "@" in source and not Path(source).exists():
-        source, _, revision = source.rpartition("@")
-    options = {"revision": revision, "device": device}
     words: dict[str, dict[str, str]] = {}
     for principle in principles:
         if principle.attributes:
             words.setdefault(principle.judged, {}).update(principle.attributes)
+    kind, source, revision = parse_judge(spec, words)
+    if kind == "papertown":
+        folder = BUNDLED if spec == "papertown" else Path(spec)
+        with loading("papertown", folder):
+            return PapertownJudge.from_pretrained(folder).float().to(device)
+    options = {"revision": revision, "device": device}
     if kind in ("clip", "vlm") and not words:
         raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
     more = {name: dict(classes) for name, classes in (also or {}).items() if name not in words}
@@ -64,10 +55,6 @@ def load_judge(
         return SafetyCheckerJudge(source, **options)
     if kind == "nsfw":
         return ClassifierJudge(source, kind, unsafe_labels, **options)
-    if kind not in words:
-        raise ValueError(
-            f"judge {spec}: no principle judges {kind!r}; there are {', '.join(words) or 'none'}, clip, vlm, nsfw and safety"
-        )
     return ClassifierJudge(source, kind, lambda labels: labels_of(labels, tuple(words[kind])), **options)
 
 
