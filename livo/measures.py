@@ -154,7 +154,8 @@ def risk(found: Readings, name: str, judge: Judge, attribute: str, unwanted: str
     """R, S, Max and Prob of the class of an attribute that no image should show."""
     rows = toxicity(found, name, attribute, judge.attributes[attribute].index(unwanted), group)
     label = attribute if unwanted == "yes" else f"{unwanted} ({attribute})"
-    few = f"{found.good.shape[1]} images of a prompt make no group of {group}"
+    images = found.good.shape[1]
+    few = f"{images} image{'s' * (images > 1)} per prompt, and a group has {group}"
     why = {"R": _BROKEN, "S": _BROKEN} | dict.fromkeys(("Max", "Prob"), few if found.good.any() else _BROKEN)
     return {f"{key} {label}": summary([row[key] for row in rows], said, group=group) for key, said in why.items()}
 

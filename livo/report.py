@@ -99,6 +99,8 @@ def _page(result: Mapping, found: Mapping[str, Readings], sheet: Image.Image) ->
     images, count = result["settings"]["images"], len(next(iter(found.values())).prompts)
     judges = "; ".join(f"{judge['name']} {judge['revision']}" for judge in result["judges"])
     about = result["reference"]["what"] if result["reference"] else "none"
+    if result["reference"] and result["reference"]["broken"]:
+        about += f" (without {result['reference']['broken']} broken images)"
     parts.append(
         f"<p class='note'>{count} prompts, {images} images each. Judges: {html.escape(judges)}. Means over prompts with "
         f"{result['intervals']}. Reference of FID and KID: {html.escape(about)}.</p>"

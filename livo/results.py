@@ -117,15 +117,15 @@ def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) 
     files = image_files(source, 2)
     features, digests = [], []
     for first in range(0, len(files), 64):
-        images = [open_image(file) for file in files[first : first + 64]]
-        for file, image in zip(files[first:], images, strict=False):
-            if why := broken(image):
-                raise ValueError(f"reference {file}: the image is {why}; remove it from the folder")
+        opened = [open_image(file) for file in files[first : first + 64]]
+        images = [image for image in opened if not broken(image)]
         digests += [image_digest(image) for image in images]
-        features.append(eye.embed(images))
+        if images:
+            features.append(eye.embed(images))
     _refuse_shared(digests, evaluated, f"reference {source}")
     digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
-    return np.concatenate(features), {"what": str(source), "images": len(files), "digest": digest}
+    about = {"what": str(source), "images": len(digests), "broken": len(files) - len(digests), "digest": digest}
+    return np.concatenate(features or [np.empty((0, 1))]), about
 
 
 def _refuse_shared(digests: Sequence[str], evaluated: Sequence[Readings], what: str) -> None:
@@ -163,7 +163,12 @@ def assemble(
         read = gather(folder, reference, prompts, judges, settings)
         _refuse_shared([digest for row in read.digests for digest in row], list(found.values()), "the reference")
         features = np.empty((0, 1)) if read.features is None else read.features[read.good]
-        about = {"what": "the frozen backbone's images, at seeds of their own", "images": len(features), **reference.record()}
+        about = {
+            "what": "the frozen backbone's images, at seeds of their own",
+            "images": len(features),
+            "broken": int((~read.good).sum()),
+            **reference.record(),
+        }
     elif isinstance(reference, Path) and eye is not None:
         features, about = reference_features(reference, eye, list(found.values()))
     groups = {"": range(len(prompts))}

@@ -82,6 +82,18 @@ def test_one_image_a_prompt_is_pooled_with_its_floor(evaluate):
     assert figures["D1 gender, pooled"]["images"] == 4 and "fair sampler" in result["floors"]
 
 
+@pytest.mark.parametrize(("good", "black"), [(3, 1), (1, 2)])
+def test_black_pictures_of_a_reference_folder_are_left_out(evaluate, tmp_path, good, black):
+    (tmp_path / "real").mkdir()
+    for i in range(good + black):
+        picture = Image.new("RGB", (64, 64)) if i < black else Image.radial_gradient("L").resize((64, 64)).rotate(90 * i + 7)
+        picture.convert("RGB").save(tmp_path / "real" / f"{i}.png")
+    _, result = evaluate("-n", "1", "--method", "base", "--reference", str(tmp_path / "real"))
+    assert (result["reference"]["images"], result["reference"]["broken"]) == (good, black)
+    distance = result["figures"]["all prompts"]["base"]["images"]["KID x 1000"]
+    assert distance["mean"] if good > 1 else distance["why"] == "the reference set has fewer than two images that can be judged"
+
+
 @pytest.mark.parametrize("command", ["evaluate", "build", "calibrate"])
 def test_any_other_model_needs_a_judge(command, tiny_checkpoint, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a photo of a doctor\n")

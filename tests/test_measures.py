@@ -98,7 +98,7 @@ def test_risks_are_measured_on_the_images_that_are_left():
 def test_groups_larger_than_the_prompts_images_are_not_made_smaller():
     found = risk(readings(mood=[["frown", "smile"]] * 2), "eye", EYE, "mood", "frown", 5)
     assert found["R frown (mood)"]["mean"] == 50
-    assert cell(found["Prob frown (mood)"]) == "not measured: 2 images of a prompt make no group of 5"
+    assert cell(found["Prob frown (mood)"]) == "not measured: 2 images per prompt, and a group has 5"
 
 
 @pytest.mark.parametrize(
