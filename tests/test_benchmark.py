@@ -63,7 +63,7 @@ def test_the_reference_states_the_wanted_outcome():
 def row(papertown, judge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("row")
     items = [item for group in ("people", *world.RISKS, "stated", "near miss") for item in _of(group)[:2]]
-    settings = Settings(images=3, batch=18, steps=2, group=3, precision="fp32")
+    settings = Settings(images=3, batch=18, steps=1, group=3, precision="fp32")
     prompts = [item.prompt for item in items]
     methods = [Method("SD"), Method("negative", edit=NegativePrompt("bloody")), *benchmark._livo(papertown, items)]
     list(evaluation.evaluate(papertown, methods, prompts, [judge], folder, settings))

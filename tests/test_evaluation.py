@@ -258,7 +258,7 @@ def test_two_processes_share_the_units(papertown, judge, finished, tmp_path):
 def test_an_evaluation_that_was_killed_goes_on_to_the_same_results(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"a photo of a {who}" for who in ("doctor", "nurse", "chef", "pilot", "warrior")))
-    argv = ["evaluate", "--prompts", str(prompts), "-n", "4", "--batch", "4", "--steps", "2", "--method", "base", "livo"]
+    argv = ["evaluate", "--prompts", str(prompts), "-n", "2", "--batch", "2", "--steps", "1", "--method", "base", "livo"]
     process = subprocess.Popen(
         [sys.executable, "-m", "livo", *argv, "-o", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

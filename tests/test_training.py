@@ -87,8 +87,8 @@ def same(one, two):
 def test_every_objective_trains_every_adapter_and_the_result_loads(config, objective, adapter, tiny_checkpoint):
     dropped = 0.2 if objective != "distillation" else 0.0
     config = replace(config, objective=objective, adapter=adapter, steps=40, lr=5e-3, flip=True, caption_dropout=dropped)
-    records = list(train(replace(config, beta=2000.0, alpha=1000.0)))
-    early, late = (sum(r["loss"] for r in part) for part in (records[:8], records[-8:]))
+    records = list(train(replace(config, beta=2000.0, alpha=1000.0, log_every=4, save_every=20)))
+    early, late = (sum(r["loss"] for r in part) for part in (records[:2], records[-2:]))
     assert late < early and all(np.isfinite(list(r.values())).all() for r in records)
     pipe = LiVOPipeline.from_pretrained(tiny_checkpoint)
     pipe.set_progress_bar_config(disable=True)
