@@ -259,7 +259,8 @@ def _refuse_twice(names: Sequence[str], where: str) -> None:
 
 
 def _plain(value: object) -> object:
-    """NaN and blank texts are no value."""
-    if isinstance(value, float) and math.isnan(value):
+    """What JSON can hold. NaN and blank texts are no value; dates, bytes and the like become text."""
+    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         return None
-    return None if isinstance(value, str) and not value.strip() else value
+    plain = isinstance(value, (str, int, list, dict, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
