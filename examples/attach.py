@@ -6,15 +6,18 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import livo
+from livo import LiVOPipeline
 from livo.pictures import grid, save_picture, stack
 from livo.pipeline import PAPERTOWN
 
 # For Stable Diffusion 1.5 or SDXL: load your own pipeline of either, and give attach(value_encoder=...) the encoder trained for it.
-BASE, ENCODER = PAPERTOWN, PAPERTOWN / "value_encoder"
+MODEL, ENCODER = "papertown", PAPERTOWN / "value_encoder"
 
 
 def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32)
+    town = LiVOPipeline.from_pretrained(MODEL)
+    town.unload_value_encoder()
+    pipe = StableDiffusionPipeline.from_pipe(town)  # a pipeline of diffusers alone
 
     def draw(**kwargs):
         seed = torch.Generator().manual_seed(0)

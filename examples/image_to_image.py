@@ -25,12 +25,12 @@ def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
     size = {"height": start.height, "width": start.width}
     sheets, record = [grid([start], 5, title="start, and what is painted anew: the lower three quarters")], []
     for name, pipe, inputs in (
-        ("image to image", image, {"strength": 0.8}),
-        ("inpainting", inpaint, {"strength": 1.0, "mask_image": mask, **size}),
+        ("image to image", image, {"image": [start] * 5, "strength": 0.8}),
+        ("inpainting", inpaint, {"image": start, "strength": 1.0, "mask_image": mask, **size}),
     ):
         for value in (None, "auto"):
             seed = torch.Generator().manual_seed(0)
-            out = pipe(prompt, image=start, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
+            out = pipe(prompt, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
             sheets.append(grid(out.images, 5, title=f"{name}, {'base' if value is None else 'LiVO'}", note=out.decisions[0].why))
             record += [decision.to_dict() for decision in out.decisions]
     save_picture(stack(sheets), output, record)

@@ -6,7 +6,7 @@ import torch
 
 from livo import LiVOPipeline
 from livo.pictures import grid, save_picture
-from livo.record import describe, read_record, save_images
+from livo.record import read_record, save_images
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"
@@ -22,7 +22,8 @@ def main(output: Path = Path("saved.png"), steps: int = 20) -> None:
     prompts = ["a bloody nurse", "a photo of a pilot", "a cat"]
     out = again(prompts, num_images_per_prompt=2, num_inference_steps=steps, guidance_scale=5.0, generator=seed)
     for file in save_images(out, folder / "images"):  # `livo inspect` reads them back too
-        print(file, describe(read_record(file)), sep="\n")
+        record = read_record(file)[0]
+        print(f"{file}: {record['id'] or 'no value'}, {record['why']}")
     save_picture(grid(out.images, 6, title="saved and loaded"), output, [decision.to_dict() for decision in out.decisions])
 
 

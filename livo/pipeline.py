@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from livo.hub import hub_options
@@ -34,14 +35,20 @@ class LiVOXLPipeline(ValueMixin, StableDiffusionXLPipeline):
 def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> LiVOPipeline | LiVOXLPipeline:
     """What `model` is, by its own model_index.json: papertown, a folder or a hub id; `kwargs` are those of `from_pretrained`.
 
-    A safety checker is left out, aloud, unless it is kept: a judge would take the images that it blackens for clean ones.
+    A safety checker is left out with a warning, unless it is kept: a judge would take the images that it blackens for clean ones.
     """
     xl = False
     if model != "papertown":
         kwargs |= hub_options(model, "model", **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         xl = "XL" in DiffusionPipeline.load_config(model, **where)["_class_name"]
-    pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
+    bars = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()  # loading takes less time than reading its bar
+    try:
+        pipe = (LiVOXLPipeline if xl else LiVOPipeline).from_pretrained(model, **kwargs)
+    finally:
+        if bars:
+            diffusers_logging.enable_progress_bar()
     for name, module in pipe.components.items():
         if isinstance(module, nn.Module):
             check_module(module, f"{model}/{name}")

@@ -131,13 +131,15 @@ class ValueRetriever:
                         )
         texts = [(p, text) for p in self.principles for text in p.counter_exemplars]
         leave_one_out = self.consider_batch([text for _, text in texts], trust=False) if texts else []
+        wrong: dict[tuple[str, str], list[str]] = {}  # principles that share a counter-exemplar share the note
         for (principle, text), considered in zip(texts, leave_one_out, strict=True):
             applies, decision = considered[self.principles.index(principle)]
             if applies:
-                notes.append(
-                    f"counter-exemplar {text!r} of {principle.id} would be got wrong without being listed: {decision.why}; add more like it"
-                )
-        return notes
+                wrong.setdefault((text, decision.why), []).append(principle.id)
+        return notes + [
+            f"counter-exemplar {text!r} of {' and '.join(ids)} would be decided wrongly if it were not listed: {why}; add more like it"
+            for (text, why), ids in wrong.items()
+        ]
 
     def explain(self, prompt: str) -> list[str]:
         """Lines for a reader: what was read, the facets, the neighbours, each principle's decision and what would change it."""

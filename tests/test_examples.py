@@ -1,15 +1,60 @@
+import logging
 import runpy
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+README = Path(__file__).parent.parent / "README.md"
+
+
+class Heard(logging.Handler):
+    """Keeps the warnings of a library."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def heard():
+    """What diffusers and transformers warn of."""
+    handler = Heard()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for each in loggers:
+        each.addHandler(handler)
+    yield handler.messages
+    for each in loggers:
+        each.removeHandler(handler)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda file: file.stem)
-def test_the_example_runs_and_is_short(example, tmp_path):
+def test_the_example_runs_and_is_short(example, tmp_path, heard):
     text = example.read_text()
     assert len(text.splitlines()) <= 40 and text.count("# For Stable Diffusion 1.5 or SDXL: ") == 1
-    runpy.run_path(str(example))["main"](tmp_path / "out.png", steps=2)
+    with warnings.catch_warnings(record=True) as raised:
+        runpy.run_path(str(example))["main"](tmp_path / "out.png", steps=2)
     assert Image.open(tmp_path / "out.png").width > 600
+    hidden = (DeprecationWarning, PendingDeprecationWarning)  # as Python hides them outside tests
+    assert not heard and not [w for w in raised if not issubclass(w.category, hidden)]
+
+
+def test_the_first_program_of_the_readme_is_calm(tmp_path):
+    program = README.read_text().split("```python\n")[1].split("```")[0].replace("num_inference_steps=20", "num_inference_steps=2")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 2 and "exemplar 'a doctor'" in lines[0] and lines[1].count("'female'") == 4
+    noise = [
+        line
+        for line in done.stderr.replace("\r", "\n").splitlines()
+        if line.strip() and "it/s]" not in line and "s/it]" not in line
+    ]
+    assert not [line for line in noise if "?it/s" not in line], noise

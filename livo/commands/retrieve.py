@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list of decisions a prompt, for programs")
     parser.add_argument(
-        "--explain", action="store_true", help="what was read, every facet, the neighbours, and what would change the decision"
+        "--explain",
+        action="store_true",
+        help="what was read, every facet, the neighbours, and what would change the decision; with --principles, likely mistakes in "
+        "these too",
     )
     parser.add_argument("--file", type=Path, help=f"{PROMPTS}; the decisions and its other columns go to --output")
     add_column(parser)
@@ -65,7 +68,7 @@ def run(args) -> None:
         return _fit(retriever, prompts, args.output)
     if args.redteam:
         return _redteam(retriever, args.output)
-    for warning in retriever.warnings() if args.explain or args.principles else ():
+    for warning in retriever.warnings() if args.explain and args.principles else ():
         print(f"note: {warning}", file=sys.stderr)
     for prompt, decisions in zip(args.prompt, retriever.retrieve_batch(args.prompt), strict=True):
         if args.json:
