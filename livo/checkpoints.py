@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from livo.lora import load_lora
+from livo.lora import load_lora, lora_modules
 from livo.weights import check_tensors, refuse_pickle
 
 
@@ -40,8 +41,31 @@ class CheckedLoading:
             refuse_pickle(name)
         super().load_ip_adapter(pretrained_model_name_or_path_or_dict, *args, **kwargs)
 
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
-        """See the base class."""
-        refuse_pickle(pretrained_model_link_or_path)
-        return super().from_single_file(pretrained_model_link_or_path, **kwargs)
+    def _refuse_lora(self, what: str) -> None:
+        """Raise ValueError where layers are wrapped for a LoRA: the backbone's weights would have names that no loader knows."""
+        for component, names in lora_modules(self).items():
+            raise ValueError(
+                f"the pipeline's {component} holds the LoRA {', '.join(names)}, and {what} now it would load with random weights: call "
+                "fuse_lora and then unload_lora_weights to keep its effect, or unload_lora_weights alone to leave it out"
+            )
+
+    def _check_texts(self, given: Mapping[str, object]) -> None:
+        """Raise ValueError where `given`, the arguments of `encode_prompt`, hold texts that no text encoder is there to read."""
+        if self.text_encoder is not None or getattr(self, "text_encoder_2", None) is not None:
+            return
+        needed = ["prompt_embeds"] + ["negative_prompt_embeds"] * bool(given.get("do_classifier_free_guidance"))
+        if lacking := [name for name in needed if given.get(name) is None]:
+            raise ValueError(
+                f"the pipeline has no text_encoder: pass {' and '.join(lacking)}, or load the pipeline with its text encoder"
+            )
+
+
+def refuse_single_file(source: str | Path, loader: str) -> None:
+    """Raise ValueError where `source` is one file: it holds no configuration, as a folder or a hub repository does."""
+    if Path(source).is_dir():
+        return
+    refuse_pickle(source)
+    if Path(source).is_file() or str(source).endswith(".safetensors"):
+        raise ValueError(
+            f"{source} is a single file: load it with {loader}.from_single_file; its save_pretrained makes a folder of it"
+        )

@@ -183,7 +183,8 @@ def _global(device: torch.device) -> torch.Generator:
 
 def _commit(model: str, module: nn.Module) -> str | None:
     """The commit of the hub repository `model` that the module was loaded from."""
-    path = str(getattr(module, "name_or_path", "") or getattr(getattr(module, "config", None), "_name_or_path", ""))
+    config = getattr(module, "config", None)
+    path = str(getattr(module, "name_or_path", "") or (config.get("_name_or_path", "") if isinstance(config, Mapping) else ""))
     found = re.search(rf"models--{re.escape(model.replace('/', '--'))}/snapshots/([0-9a-f]{{40}})(/|$)", path)
     return found[1] if found and Path(path).is_dir() else None
 

@@ -121,6 +121,7 @@ class NamedEncoders:
     def _loaded(self, source: str | Path | CLIPTextModel, name: str) -> CLIPTextModel:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"the name of a value encoder is {name!r}: write it in letters, digits, '_' and '-'")
+        self._check_tokenizer(f"value encoder {name!r}")
         if isinstance(source, (str, Path)):
             return ValueEncoder.load(source, self.text_encoder, self._width, self.tokenizer, component(name))
         if not isinstance(source, CLIPTextModel):
@@ -139,7 +140,12 @@ class NamedEncoders:
         width = self.unet.config.cross_attention_dim
         return width if isinstance(width, int) else width[0]
 
+    def _check_tokenizer(self, name: str) -> None:
+        if self.tokenizer is None:
+            raise ValueError(f"{name} reads text, and the pipeline has no tokenizer: load the pipeline with its tokenizer")
+
     def _check(self, encoder: CLIPTextModel, name: str) -> None:
+        self._check_tokenizer(name)
         check_module(encoder, name)
         check_fit(encoder, self.text_encoder, name, self._width)
         check_tokenizer(encoder, self.tokenizer, name)

@@ -205,6 +205,7 @@ class ValueMixin(SavedValues):
 
     def _encode(self, *args, length: int | None = None, **kwargs):
         """The base's `encode_prompt`, with texts cut and padded to `length`. No tokenizer or text encoder is changed by it."""
+        self._check_texts(signature(super().encode_prompt).bind(*args, **kwargs).arguments)
         private = private_copy(self, length)
         found = super(ValueMixin, private).encode_prompt(*args, **kwargs)
         if "_lora_scale" in vars(private):  # the base keeps it for the next LoRA that is loaded

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
+from livo.checkpoints import refuse_single_file
 from livo.hub import hub_options
 from livo.logs import warn_once
 from livo.mixin import ValueMixin
@@ -39,6 +40,7 @@ def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> Li
     """
     xl = False
     if model != "papertown":
+        refuse_single_file(model, "LiVOPipeline")
         kwargs |= hub_options(model, "model", **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         xl = "XL" in DiffusionPipeline.load_config(model, **where)["_class_name"]

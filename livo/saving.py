@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from transformers.utils import cached_file
 
 from livo.arguments import method_arguments, refuse_unknown, strict
-from livo.checkpoints import CheckedLoading
+from livo.checkpoints import CheckedLoading, refuse_single_file
 from livo.encoders import PREFIX, NamedEncoders, component
 from livo.files import replacing
 from livo.hashing import stored_hash
@@ -27,6 +27,7 @@ from livo.principles import ValuePrinciple, bundled_principles, load_principles
 from livo.publishing import pipeline_card, upload
 from livo.retriever import ValueRetriever
 from livo.value_encoder import ValueEncoder, vocabulary_hash
+from livo.weights import check_readable, refuse_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
+_SINGLE_FILE = {*HUB_OPTIONS, "config", "original_config", "dtype", "torch_dtype", "disable_mmap"}  # of diffusers' from_single_file
 
 
 class SavedValues(NamedEncoders, CheckedLoading):
@@ -59,6 +61,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
             **kwargs: As in `DiffusionPipeline.from_pretrained` (`dtype`, `safety_checker`, ...), and `prompt_padding`.
         """
         source = pretrained_model_name_or_path
+        refuse_single_file(source, cls.__name__)
         known = method_arguments(cls, "from_pretrained") | set(signature(cls.__init__).parameters)
         refuse_unknown(kwargs, known - {"self"}, f"{cls.__name__}.from_pretrained()")
         if not isinstance(value_encoder, (str, Path, CLIPTextModel, Mapping, type(None))):
@@ -73,22 +76,61 @@ class SavedValues(NamedEncoders, CheckedLoading):
         kwargs |= hub_options(source, "model", **kwargs)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         pipe = super().from_pretrained(source, **kwargs)
-        if getattr(pipe.unet.config, "addition_embed_type", None) == "text_time" and not hasattr(pipe, "text_encoder_2"):
-            raise ValueError(
-                f"{source} is a Stable Diffusion XL, which {cls.__name__} cannot run: load it with livo.LiVOXLPipeline"
-            )
-        if pipe.value_encoder is not None:
-            pipe._check(pipe.value_encoder, f"the value encoder of {source}")
-        pipe._load_saved_encoders(source, hub)
-        if value_principles is None:
-            value_principles = _saved_principles(source, bool(pipe.value_encoders), **hub) or bundled_principles()
-        if value_encoder is not None:
-            pipe._load_all(value_encoder)
-        pipe.load_value_principles(value_principles)
-        fitted = Path(source) / RETRIEVER_FOLDER
-        if value_principles == Path(source) / PRINCIPLES_FILE and fitted.is_dir():
-            pipe.retriever = ValueRetriever.load(fitted, pipe.principles)
+        pipe._take_values(source, value_encoder, value_principles, **hub)
         return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        value_encoder: str | Path | CLIPTextModel | None = None,
+        value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
+        **kwargs,
+    ):
+        """Load a checkpoint of one .safetensors file, as Stable Diffusion's authors and Civitai publish them.
+
+        Args:
+            value_encoder, value_principles: As in `from_pretrained`. A saved LiVO pipeline that is given as `config` has its own.
+            **kwargs: As in the base class: `config`, a folder or hub id with the components' configurations (without it diffusers
+                looks for them on the hub), `dtype`, components, and also `prompt_padding` and `value_scale`.
+
+        Raises:
+            ValueError: the file is pickled (.ckpt) or damaged, or what `from_pretrained` raises.
+        """
+        source = pretrained_model_link_or_path
+        refuse_pickle(source)
+        refuse_unknown(kwargs, _SINGLE_FILE | set(signature(cls.__init__).parameters), f"{cls.__name__}.from_single_file()")
+        if Path(source).is_file():
+            check_readable(source, str(source))
+        pipe = super().from_single_file(str(source), value_encoder=None, **kwargs)
+        pipe.register_to_config(_name_or_path=str(source))
+        config = kwargs.get("config")
+        if config and (Path(config) / "value_encoder" / "config.json").is_file():
+            pipe.load_value_encoder(config)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        pipe._take_values(config, value_encoder, value_principles, **hub)
+        return pipe
+
+    def _take_values(self, source: str | Path | None, value_encoder, value_principles, **hub) -> None:
+        """The encoders, principles and retriever of a pipeline that was just loaded; those saved in `source`, unless others are given."""
+        if getattr(self.unet.config, "addition_embed_type", None) == "text_time" and not hasattr(self, "text_encoder_2"):
+            raise ValueError(
+                f"{self.config['_name_or_path']} is a Stable Diffusion XL, which {type(self).__name__} cannot run: load it with "
+                "livo.LiVOXLPipeline"
+            )
+        if self.value_encoder is not None:
+            self._check(self.value_encoder, f"the value encoder of {source}")
+        if source is not None:
+            self._load_saved_encoders(source, hub)
+            if value_principles is None:
+                value_principles = _saved_principles(source, bool(self.value_encoders), **hub)
+        value_principles = bundled_principles() if value_principles is None else value_principles
+        if value_encoder is not None:
+            self._load_all(value_encoder)
+        self.load_value_principles(value_principles)
+        fitted = Path(source or "") / RETRIEVER_FOLDER
+        if source is not None and value_principles == Path(source) / PRINCIPLES_FILE and fitted.is_dir():
+            self.retriever = ValueRetriever.load(fitted, self.principles)
 
     def _load_saved_encoders(self, source: str | Path, hub: Mapping) -> None:
         """The encoders beside the default one, and the scales of all, as `save_pretrained` wrote them."""
@@ -98,7 +140,8 @@ class SavedValues(NamedEncoders, CheckedLoading):
                 where = (
                     {"folder": Path(source) / key} if Path(source).is_dir() else {"folder": str(source), "subfolder": key, **hub}
                 )
-                encoder = ValueEncoder._from_folder(**where).to(self.text_encoder.device, self.text_encoder.dtype).eval()
+                like = self.text_encoder or self.unet
+                encoder = ValueEncoder._from_folder(**where).to(like.device, like.dtype).eval()
                 self.load_value_encoder(encoder, key.removeprefix(PREFIX))
         for name, scale in config.get("livo_scales", {}).items():
             self.set_value_scale(scale, name)
@@ -129,6 +172,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
             raise ValueError("safe_serialization is False: weights are safetensors here, never pickle")
         names = ("repo_id", "private", "token", "commit_message", "create_pr")
         where = {name: kwargs.pop(name) for name in names if name in kwargs}
+        self._refuse_lora("saved")
         self._save_values(Path(save_directory), license)
         super().save_pretrained(save_directory, variant=variant, **kwargs)
         if push_to_hub:
@@ -151,6 +195,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
                 for name, encoder in self.value_encoders.items():
                     encoder.save_pretrained(Path(folder) / component(name), **variant)
             else:
+                self._refuse_lora("uploaded")
                 self._save_values(Path(folder), license, f'{qualified(type(self))}.from_pretrained("{repo_id}")')
                 super().save_pretrained(folder, **variant)
             return upload(folder, repo_id, **kwargs)
@@ -164,7 +209,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
                 temporary.write_text(text, encoding="utf-8")
         if self.retriever is not None and self.retriever.fitted:
             self.retriever.save(folder / RETRIEVER_FOLDER)
-        for encoder in self.value_encoders.values():
+        for encoder in self.value_encoders.values() if self.tokenizer is not None else ():
             encoder.config.value_tokenizer = vocabulary_hash(self.tokenizer)
         encoders = self.value_encoders
         records = {name: getattr(encoder.config, "value_training", None) for name, encoder in encoders.items()}

@@ -107,7 +107,7 @@ class ValueEncoder(CLIPTextModel):
     def load(
         cls,
         source: str | Path,
-        like: CLIPTextModel,
+        like: CLIPTextModel | None,
         width: int | None = None,
         tokenizer: CLIPTokenizer | None = None,
         subfolder: str = "value_encoder",
@@ -118,7 +118,8 @@ class ValueEncoder(CLIPTextModel):
         of `subfolder` is taken. A single
         file has no configuration, so it must have the architecture of `like`; the shape of a projection is read from it, for tokens
         of `width` (that of the backbone's cross-attention). Both key layouts of CLIPTextModel are read, with and without the
-        `text_model.` prefix. Only safetensors are. With a `tokenizer`, it must be the one that the encoder was trained with.
+        `text_model.` prefix. Only safetensors are. With a `tokenizer`, it must be the one that the encoder was trained with. Without
+        `like`, as in a pipeline that is given ready embeddings, a folder is read, and the encoder stays as it was saved.
 
         Raises:
             FileNotFoundError: nothing is there. ValueError: it does not fit; the message says in what.
@@ -127,6 +128,8 @@ class ValueEncoder(CLIPTextModel):
         places = ("", "value_encoder") if subfolder == "value_encoder" else (subfolder, "", "value_encoder")
         refuse_pickle(path)
         if path.suffix == ".safetensors" and not path.is_dir():
+            if like is None:
+                raise ValueError(f"{path} has no configuration, and the pipeline no text encoder to take it from: give a folder")
             encoder = cls._from_file(path, like, width)
         elif path.is_dir():
             folders = [path / name for name in places]
@@ -149,6 +152,8 @@ class ValueEncoder(CLIPTextModel):
         check_fit(encoder, like, f"value encoder {source}", width)
         if tokenizer is not None:
             check_tokenizer(encoder, tokenizer, f"value encoder {source}")
+        if like is None:
+            return encoder.eval()
         check_tensors(dict(encoder.named_parameters()), f"value encoder {source}", like.dtype)
         device = "cpu" if like.device.type == "meta" else like.device  # meta: the text encoder is offloaded
         return encoder.to(device, like.dtype).eval()
@@ -243,9 +248,15 @@ def _state(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], 
     return {key: value.to(torch.float32) for key, value in state.items()}
 
 
-def check_fit(encoder: CLIPTextModel, like: CLIPTextModel, name: str, width: int | None = None) -> None:
+def check_fit(encoder: CLIPTextModel, like: CLIPTextModel | None, name: str, width: int | None = None) -> None:
     """Raise ValueError unless `encoder` reads the tokens of `like` and writes tokens of `width`, by default the width of `like`."""
     written, vocabulary = _width(encoder.config), encoder.config.vocab_size
+    if like is None:
+        if written != width:
+            raise ValueError(
+                f"{name}: its tokens are {written} wide, the backbone's cross-attention {width}; load the encoder that fits"
+            )
+        return
     wanted = width or like.config.hidden_size
     if written != wanted or vocabulary > like.config.vocab_size:
         what = "hidden_size" if written == encoder.config.hidden_size else "value_width"

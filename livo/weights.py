@@ -46,8 +46,8 @@ def read_tensors(file: str | Path, name: str = "") -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_header(file: str | Path, name: str) -> None:
-    """Raise ValueError unless `file` is a whole safetensors file of floating-point weights; the tensors are not read."""
+def check_readable(file: str | Path, name: str) -> dict[str, str]:
+    """The dtypes of a safetensors file by tensor, as its header names them. Raises ValueError unless the file is whole."""
     try:
         with safe_open(file, framework="pt") as header:
             kinds = {key: header.get_slice(key).get_dtype() for key in header.keys()}  # noqa: SIM118 (it is not a mapping)
@@ -62,7 +62,12 @@ def check_header(file: str | Path, name: str) -> None:
         raise ValueError(f"{name}: {why}" + ("" if pointer else "; save or download it again")) from None
     if not kinds:
         raise ValueError(f"{name}: holds no weights; save or download it again")
-    for key, kind in kinds.items():
+    return kinds
+
+
+def check_header(file: str | Path, name: str) -> None:
+    """Raise ValueError unless `file` is a whole safetensors file of floating-point weights; the tensors are not read."""
+    for key, kind in check_readable(file, name).items():
         if kind not in _FLOATS and not key.endswith("position_ids"):
             raise ValueError(_not_floating(name, key, kind))
 

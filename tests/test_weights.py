@@ -52,7 +52,7 @@ def test_a_value_encoder_with_broken_weights_is_refused_by_tensor(pipe, tmp_path
     if kind in ("nan", "infinity"):
         with torch.no_grad():
             dict(before.named_parameters())[key].copy_(spoil(state[key]))
-        with pytest.raises(ValueError, match=f"the given value encoder: .*{KEY} {words}"):
+        with pytest.raises(ValueError, match=f"the given value encoder 'default': .*{KEY} {words}"):
             pipe.load_value_encoder(before)
 
 
@@ -122,6 +122,17 @@ def test_pickled_files_are_refused_wherever_a_path_is_taken(pipe, base, tmp_path
         pipe.load_lora_weights(tmp_path, use_safetensors=False)
     with pytest.raises(ValueError, match="use_safetensors is False"):
         LiVOPipeline.from_pretrained(tmp_path, use_safetensors=False)
+
+
+def test_a_pipeline_of_pickled_components_is_refused_and_a_pickle_beside_them_ignored(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "v1-5-pruned.ckpt").write_bytes(b"of no use")
+    assert LiVOPipeline.from_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises((OSError, ValueError), match=r"no file named diffusion_pytorch_model\.safetensors"):
+        LiVOPipeline.from_pretrained(tmp_path)
 
 
 def test_files_that_hold_no_weights_are_told_apart(tmp_path):
