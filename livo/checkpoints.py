@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from livo.lora import load_lora, lora_modules
-from livo.weights import check_tensors, refuse_pickle
+from livo.weights import check_tensors, read_tensors, refuse_pickle
 
 
 class CheckedLoading:
@@ -25,13 +25,19 @@ class CheckedLoading:
         load_lora(self, pretrained_model_name_or_path_or_dict, adapter_name, hotswap=hotswap, **kwargs)
 
     def load_textual_inversion(self, pretrained_model_name_or_path, *args, **kwargs) -> None:
-        """See the base class."""
+        """See the base class. Raises ValueError also where an embedding is not finite."""
         given = pretrained_model_name_or_path
         for source in given if isinstance(given, list) else [given]:
             refuse_pickle(kwargs.get("weight_name") or source)
             if isinstance(source, (dict, torch.Tensor)):
                 tensors = source if isinstance(source, dict) else {"embedding": source}
                 check_tensors({k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, "the textual inversion")
+                continue
+            file = Path(source)
+            if file.is_dir():
+                file = file / (kwargs.get("subfolder") or "") / (kwargs.get("weight_name") or "learned_embeds.safetensors")
+            if file.is_file():
+                read_tensors(file)
         super().load_textual_inversion(given, *args, **{**kwargs, "use_safetensors": True})
 
     def load_ip_adapter(self, pretrained_model_name_or_path_or_dict, *args, **kwargs) -> None:

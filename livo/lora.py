@@ -170,6 +170,10 @@ def _check_arrived(pipe: DiffusionPipeline, state: Mapping[str, torch.Tensor], n
         if key.endswith((".alpha", "_alpha")):
             continue
         found = next((digest for dtype in dtypes if contents[digest := _digest(tensor.to(dtype))]), None)
+        if found is None and key.endswith("dora_scale"):
+            raise ValueError(
+                f"{where}: {key}: diffusers leaves the scales of a DoRA out and draws something else: use a LoRA without them"
+            )
         if found is None:
             raise ValueError(_no_layer(pipe, where, key))
         contents[found] -= 1

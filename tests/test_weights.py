@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from livo import LiVOPipeline, ValueEncoder
+from livo import LiVOPipeline, LiVOXLPipeline, ValueEncoder
 from livo.adapters import LoRAAdapter
 from livo.baselines import LoRA, WeightEdit
 from livo.baselines.weights import cross_attention
@@ -194,7 +195,8 @@ def peft_state(pipe, components=("unet",), names=("to_q", "to_v", "q_proj", "k_p
 def kohya(state, alpha=2.0):
     """The same in the layout of kohya-ss, with an alpha for each layer."""
     found = {}
-    prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+    xl = any(key.startswith("text_encoder_2") for key in state)
+    prefixes = {"unet": "lora_unet_", "text_encoder": f"lora_te{'1' * xl}_text_model_", "text_encoder_2": "lora_te2_text_model_"}
     for key, value in state.items():
         component, _, rest = key.partition(".")
         name, half = rest.rsplit(".lora_", 1)
@@ -242,6 +244,38 @@ def test_a_lora_of_sdxl_is_read_and_one_of_another_model_is_not(tiny_xl, base, t
     with pytest.raises(ValueError, match=r"xl\.safetensors"):
         LoRA.read(base, tmp_path / "xl.safetensors")
     assert np.array_equal(draw(base), plain) and not lora_modules(base)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lora_of_sdxl_for_both_text_encoders_loads_as_in_diffusers(tiny_xl_checkpoint, tmp_path, layout):
+    ours, theirs = (
+        cls.from_pretrained(tiny_xl_checkpoint, dtype=torch.float32) for cls in (LiVOXLPipeline, StableDiffusionXLPipeline)
+    )
+    save_file(LAYOUTS[layout](peft_state(ours, ("unet", "text_encoder", "text_encoder_2"))), tmp_path / "lora.safetensors")
+    plain = draw(theirs)
+    for pipe in (ours, theirs):
+        pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    assert sorted(lora_modules(ours)) == ["text_encoder", "text_encoder_2", "unet"]
+    assert np.array_equal(draw(ours, value=None), draw(theirs)) and not np.array_equal(draw(theirs), plain)
+
+
+def test_a_dora_whose_scales_diffusers_leaves_out_is_refused(base, tmp_path):
+    state = kohya(peft_state(base))
+    scale = next(iter(state)).split(".")[0] + ".dora_scale"
+    save_file(state | {scale: torch.ones(1, 16)}, tmp_path / "dora.safetensors")
+    with pytest.raises(ValueError, match=f"{scale}: diffusers leaves the scales of a DoRA out"):
+        LoRA.read(base, tmp_path / "dora.safetensors")
+
+
+def test_a_textual_inversion_that_is_not_finite_is_refused_and_a_sound_one_loads(pipe, tmp_path):
+    file = tmp_path / "learned_embeds.safetensors"
+    save_file({"<cat>": torch.full((32,), torch.nan)}, file)
+    for source in (file, tmp_path, {"<cat>": torch.full((32,), torch.nan)}):
+        with pytest.raises(ValueError, match="<cat> is not finite"):
+            pipe.load_textual_inversion(source)
+    save_file({"<cat>": torch.ones(32)}, file)
+    pipe.load_textual_inversion(str(tmp_path))
+    assert "<cat>" in pipe.tokenizer.get_vocab()
 
 
 def renamed(state, number):
