@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
 
 import livo
 from livo import LiVOPipeline
@@ -17,7 +17,7 @@ MODEL, ENCODER = "papertown", PAPERTOWN / "value_encoder"
 def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
     town = LiVOPipeline.from_pretrained(MODEL)
     town.unload_value_encoder()
-    pipe = StableDiffusionPipeline.from_pipe(town)  # a pipeline of diffusers alone
+    pipe = diffusers.StableDiffusionPipeline.from_pipe(town)  # a pipeline of diffusers alone
 
     def draw(**kwargs):
         seed = torch.Generator().manual_seed(0)

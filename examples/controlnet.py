@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
 import livo
@@ -16,8 +16,8 @@ MODEL = "papertown"
 
 def main(output: Path = Path("controlnet.png"), steps: int = 20) -> None:
     text = LiVOPipeline.from_pretrained(MODEL)
-    controlnet = ControlNetModel.from_unet(text.unet, conditioning_embedding_out_channels=(16, 32, 64))
-    pipe = livo.aligned(StableDiffusionControlNetPipeline).from_pipe(text, controlnet=controlnet)
+    controlnet = diffusers.ControlNetModel.from_unet(text.unet, conditioning_embedding_out_channels=(16, 32, 64))
+    pipe = livo.aligned(diffusers.StableDiffusionControlNetPipeline).from_pipe(text, controlnet=controlnet)
     sheets, record = [], []
     for value in (None, "auto"):
         seed = torch.Generator().manual_seed(0)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 
 import livo
@@ -20,10 +20,10 @@ def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
     start = text(prompt, value=None, generator=torch.Generator().manual_seed(1), **common).images[0]
     mask = Image.new("L", start.size)
     mask.paste(255, (0, start.height // 4, start.width, start.height))
-    image = livo.aligned(StableDiffusionImg2ImgPipeline).from_pipe(text)  # shares every weight, keeps values and principles
-    inpaint = livo.aligned(StableDiffusionInpaintPipeline).from_pipe(text)
+    image = livo.aligned(diffusers.StableDiffusionImg2ImgPipeline).from_pipe(text)  # shares all weights, keeps values
+    inpaint = livo.aligned(diffusers.StableDiffusionInpaintPipeline).from_pipe(text)
     size = {"height": start.height, "width": start.width}
-    sheets, record = [grid([start], 5, title="start, and what is painted anew: the lower three quarters")], []
+    sheets, record = [grid([start], 5, title="start; inpainting replaces the lower three quarters")], []
     for name, pipe, inputs in (
         ("image to image", image, {"image": [start] * 5, "strength": 0.8}),
         ("inpainting", inpaint, {"image": start, "strength": 1.0, "mask_image": mask, **size}),
