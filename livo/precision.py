@@ -25,7 +25,7 @@ _INSTRUCTIONS = {  # torch.cpu's names; oneDNN emulates bfloat16 with AVX-512 al
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
 _FASTER = 0.9  # share of float32's time below which a measured precision is fast: instructions give about 0.7
-_SECONDS = 0.3  # of a probe
+_SECONDS = 0.25  # of a probe, beside its first calls
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +146,14 @@ def slowdown(name: str) -> float:
 
     block, threads = _block(), torch.get_num_threads()
     times = {"fp32": float("inf"), name: float("inf")}
-    end = time.perf_counter() + _SECONDS
     torch.set_num_threads(1)  # several wait for each other where the machine is busy
     try:
+        for each in times:  # the first call prepares kernels
+            _timed(block, each)
+        end = time.perf_counter() + _SECONDS
         while times[name] == float("inf") or time.perf_counter() < end:  # by turns, and the fastest of each counts
             for each, best in times.items():
-                times[each] = min(best, _timed(block, getattr(torch, DTYPES[each])))
+                times[each] = min(best, _timed(block, each))
     finally:
         torch.set_num_threads(threads)
     return times[name] / times["fp32"]
@@ -221,10 +223,12 @@ def _block():
     return block
 
 
-def _timed(block, dtype) -> float:
+def _timed(block, name: str) -> float:
+    """Seconds of this thread alone, where the clock is fine enough: what other processes take of the CPU does not count."""
     import torch
 
-    start = time.perf_counter()
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    clock = time.perf_counter if os.name == "nt" else time.thread_time
+    start = clock()
+    with torch.no_grad(), torch.autocast("cpu", getattr(torch, DTYPES[name]), enabled=name != "fp32"):
         block()
-    return time.perf_counter() - start
+    return clock() - start

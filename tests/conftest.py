@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,6 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.logs import forget
 from livo.pipeline import PAPERTOWN
+
+# The models are so small that threads gain nothing, and where the machine is busy they wait for each other: ten times as long.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 PRINCIPLES = [
     ValuePrinciple(
