@@ -89,6 +89,7 @@ class ValueChooser:
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, wishes.values, wishes.scales, strict=True)):
             chosen = next(found) if wish == "auto" else self._honour_all(text, wish)
+            self._check_names(scale, [d for d, _ in chosen])
             chosen = [(self._carried(d, p, scale, wishes.starts[i], wishes.ends[i]), p) for d, p in _with_conflicts(chosen)]
             decisions += self._assigned(chosen, number, (*seeds[i], text_seed(text)), reservation)
         return decisions
@@ -119,12 +120,12 @@ class ValueChooser:
         return next((name for name, words in known.items() if words is None), next(iter(known)))
 
     def _scale_of(self, decision: ImageDecision, scale) -> float:
-        if isinstance(scale, Mapping):
-            unknown = set(scale) - {principle.id for principle in self.principles} - {decision.id}
-            if unknown:
-                raise ValueError(f"value_scale names {', '.join(sorted(map(repr, unknown)))}, and no principle has that id")
-            scale = scale.get(decision.id, self.default_scale)
-        return checked_scale(scale)
+        return checked_scale(scale.get(decision.id, self.default_scale) if isinstance(scale, Mapping) else scale)
+
+    def _check_names(self, scale, decisions: Sequence[ImageDecision]) -> None:
+        known = {known.id for known in (*self.principles, *decisions)}
+        if isinstance(scale, Mapping) and (unknown := set(scale) - known):
+            raise ValueError(f"value_scale names {', '.join(sorted(map(repr, unknown)))}, and no principle has that id")
 
     def _assigned(
         self, chosen: list[Chosen], number: int, seed: Sequence[int], reservation: Reservation | None

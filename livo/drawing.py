@@ -38,7 +38,7 @@ def settings_of(pipe: DiffusionPipeline, given: Mapping[str, object], prompts: i
     common = {
         "pipeline": type(pipe).base_class.__name__,
         "model": model_record(pipe),
-        "scheduler": _scheduler(pipe.scheduler),
+        "scheduler": scheduler_settings(pipe.scheduler),
         "prompt_padding": pipe.config.prompt_padding,
         "precision": _precision(pipe),
         "lora": lora_record(pipe),
@@ -160,7 +160,7 @@ def _for_prompt(value: object, i: int, prompts: int) -> object:
     return value[i] if own else value
 
 
-def _scheduler(scheduler) -> dict[str, object]:
+def scheduler_settings(scheduler) -> dict[str, object]:
     """Its class and what differs from the class's defaults."""
     defaults = {name: p.default for name, p in signature(type(scheduler).__init__).parameters.items()}
     config = {name: value for name, value in scheduler.config.items() if name in defaults and value != defaults[name]}

@@ -296,6 +296,14 @@ class ValueMixin(SavedValues):
         chooser = ValueChooser(self.retriever, self.value_encoders, self.value_scale, self._encoder_scales)
         return chooser.choose(prompts, wishes, number, seeds, reservation)
 
+    def decide(self, prompt: str | list[str], value="auto", value_scale=None) -> list[ImageDecision]:
+        """The decision for each prompt's first image without drawing it, as a call with these arguments would make it.
+
+        Raises:
+            ValueError: a value was asked for that cannot be honoured; the message says what to do.
+        """
+        return self._decide(prompt, (value, value_scale, 0.0, 1.0), None, {})
+
     def _drawn_with(self, given: dict, images: int) -> list[tuple[int, int, dict]]:
         """For each image its seed, its number among those of the generator, and the settings of the call, before it begins."""
         each = given.get("num_images_per_prompt") or 1

@@ -41,9 +41,9 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
     wanted = [name for name, value in call.items() if isinstance(value, Mapping) and "sha256" in value and name not in inputs]
     if wanted:
         raise ValueError(f"the image was drawn with {', '.join(wanted)}, of which the record holds a hash: give the same again")
-    count = settings["generator"]["images"]
     with _scheduler(pipe, settings["scheduler"]), _autocast(how):
         _check(pipe, record, call | inputs)
+        values = _values(record, pipe)
         values = _values(record, pipe)
         out = pipe(
             record["prompt"],
@@ -51,7 +51,7 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
             value_scale={principle.id: scale for principle, scale in values.items()},
             value_start=record.get("start") or 0.0,
             value_end=1.0 if record.get("end") is None else record["end"],
-            num_images_per_prompt=count,
+            num_images_per_prompt=settings["generator"]["images"],
             generator=generator_of(record),
             **call | inputs,
         )
@@ -59,19 +59,17 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
 
 
 def _values(record: Mapping, pipe: DiffusionPipeline) -> dict[_Value, float]:
-    """The values that acted on the image, each with its encoder and its strength, before that of the encoder multiplies it."""
-    names = {weights_hash(encoder): name for name, encoder in pipe.value_encoders.items()}
-    found = {}
-    for i, decision in enumerate(decision for decision in (record, *(record.get("also") or ())) if decision.get("applied")):
-        name = names[decision["encoder"]]
-        factor = pipe.value_encoder_scales[name]
-        if not factor:
-            raise ValueError(
-                f"the scale of value encoder {name} is 0, so it cannot act as recorded: set_value_scale(1, encoder={name!r})"
-            )
-        value = _Value(decision.get("id") or f"value_{i}", decision["statement"], apply_rate=1.0, encoder=name)
-        found[value] = decision["scale"] / factor
-    return found
+    """The values that acted on the image, each with the strength to ask for."""
+    values = {}
+    for i, told in enumerate(_applied(record)):
+        name = told.get("encoder_name")
+        value = _Value(told.get("id") or f"value_{i}", told["statement"], apply_rate=1.0, encoder=name)
+        values[value] = told["scale"] / pipe.value_encoder_scales.get(name, 1.0)  # the pipeline multiplies by it
+    return values
+
+
+def _applied(record: Mapping) -> list[Mapping]:
+    return [decision for decision in (record, *(record.get("also") or ())) if decision.get("applied")]
 
 
 class _Value(ValuePrinciple):
@@ -103,10 +101,11 @@ def _check(pipe: DiffusionPipeline, record: Mapping, given: Mapping) -> None:
     settings = record["settings"]
     names = ("pipeline", "model", "prompt_padding", "precision", "lora", "baselines", "call", "scheduler")
     differing = [name for name in names if here[name] != settings[name]]
-    encoders = {d["encoder"] for d in (record, *(record.get("also") or ())) if d.get("applied")}
-    if encoders - {weights_hash(encoder) for encoder in pipe.value_encoders.values()}:
+    hashes = {name: weights_hash(encoder) for name, encoder in pipe.value_encoders.items() if pipe.value_encoder_scales[name]}
+    wanted = {told["encoder_name"]: told["encoder"] for told in _applied(record)}
+    if any(hashes.get(name) != encoder for name, encoder in wanted.items()):
         differing.append("value encoder")
     if differing:
         name = differing[0]
-        wanted = ", ".join(map(str, sorted(encoders))) if name == "value encoder" else settings[name]
-        raise ValueError(f"the pipeline differs from the record in {', '.join(differing)}: recorded is {name} {wanted}")
+        recorded = ", ".join(f"{name} {encoder}" for name, encoder in wanted.items()) if name == "value encoder" else settings[name]
+        raise ValueError(f"the pipeline differs from the record in {', '.join(differing)}: recorded is {name} {recorded}")

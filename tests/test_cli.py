@@ -76,7 +76,9 @@ def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
     assert len(lines) == 1 and words in lines[0] and "Traceback" not in error
 
 
-@pytest.mark.parametrize("argv", [["generate"], ["generate", "x", "-n", "0"], ["generate", "x", "-n", "two"], ["nonsense"], []])
+@pytest.mark.parametrize(
+    "argv", [["train", "--steps"], ["generate", "x", "-n", "0"], ["generate", "x", "-n", "two"], ["nonsense"], []]
+)
 def test_a_wrong_command_line_exits_with_two(argv):
     with pytest.raises(SystemExit) as caught:
         main(argv)

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from PIL import ExifTags, Image
 
 import livo
-from livo import LiVOPipeline
+from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.baselines import NegativePrompt, SafeLatentDiffusion, WeightEdit
 from livo.drawing import model_record
 from livo.environment import versions
@@ -117,6 +117,24 @@ def test_a_generator_that_was_used_before_is_recorded_with_its_state(pipe):
     record = json.loads(json.dumps(out.decisions[0].to_dict()))
     assert record["seed"] == 2 and record["settings"]["generator"]["state"]
     assert np.array_equal(pixels(redraw(record, pipe)), pixels(out.images[0]))
+
+
+def test_values_of_several_encoders_are_drawn_again(pipe):
+    other = ValueEncoder.from_text_encoder(pipe.text_encoder)
+    pipe.load_value_encoder(other, name="mine")
+    pipe.set_value_scale(0.5, encoder="mine")
+    mine = ValuePrinciple("mood", "a mood", apply_rate=1.0, encoder="mine")
+    out = pipe(WARRIOR, value=(mine, "bloody"), value_scale={"mood": 0.8, "bloody": 0.6}, generator=seeded(4), **FAST)
+    first, second = out.decisions[0], out.decisions[0].also[0]
+    assert {(d.id, d.encoder, d.scale) for d in (first, second)} == {
+        ("mood", weights_hash(other), 0.4),
+        ("bloody", weights_hash(pipe.value_encoder), 0.6),
+    }
+    record = first.to_dict()
+    assert np.array_equal(pixels(redraw(record, pipe)), pixels(out.images[0]))
+    pipe.set_value_scale(0.0, encoder="mine")
+    with pytest.raises(ValueError, match="differs from the record in value encoder"):
+        redraw(record, pipe)
 
 
 def test_papertown_is_drawn_again_by_its_name(papertown, tmp_path):

@@ -31,7 +31,7 @@ ROWS = [
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "images", "tables"}
     | {"normalise", "evidence", "facets", "ledger", "lora", "finite"},
     {"prompts", "exemplars", "embedding"},
-    {"deciding"},
+    {"deciding", "job_table"},
     {"retriever", "value_encoder", "preferences"},
     {"record", "family", "publishing", "environment", "memory", "latents"},
     {"choosing", "plan", "checkpoints", "drawing"},
@@ -44,7 +44,7 @@ ROWS = [
     {"loss"},
     {"build_plan"},
     {"build_folder"},
-    {"building", "training", "evaluation", "baselines", "fitting"},
+    {"jobs", "building", "training", "evaluation", "baselines", "fitting"},
     {"readings"},
     {"measures"},
     {"results"},

@@ -10,6 +10,7 @@ import math
 
 from livo.precision import HELP, PRECISIONS
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PROMPTS = "prompts as .txt (one a line), .csv, .tsv, .json, .jsonl, .ndjson, .yaml or .parquet"
 
 
@@ -48,6 +49,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=finite, default=5.0, help="guidance scale (default 5)")
     parser.add_argument("--seed", type=seed, default=0, help="of the noise and of everything else that is drawn (default 0)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=f"{HELP} (default auto)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto is a GPU (cuda) where there is one, else cpu")
 
 
 def add_judge(parser: argparse.ArgumentParser, help: str = "", **more) -> None:
@@ -57,3 +59,14 @@ def add_judge(parser: argparse.ArgumentParser, help: str = "", **more) -> None:
         "(default: papertown, for Papertown's own weights; any other model needs one)"
     )
     parser.add_argument("--judge", metavar="JUDGE", help=about + help, **more)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """What --device is here. Raises ValueError where there is no such device."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = ("cuda" if there["cuda"] else "cpu") if args.device == "auto" else args.device
+    if not there[device]:
+        raise ValueError(f"--device {device}: PyTorch finds none here; leave it out, or give cpu")
+    return device

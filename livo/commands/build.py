@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_judge, add_sampling, positive
+from livo.commands import add_judge, add_sampling, device_of, positive
 
 HELP = "Make preference data for principles with a construct section, or check a folder of them."
 EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
@@ -50,7 +50,6 @@ def run(args) -> None:
     check_model(args.model)
     check_judges(args.model, [args.judge] if args.judge else [], known)
     require("building", "accelerate")
-    import torch
     from accelerate import PartialState
 
     from livo import build_folder, building
@@ -62,7 +61,7 @@ def run(args) -> None:
     if args.pairs:
         counts = {"pairs": args.pairs, "direction_pairs": args.pairs}
         principles = [replace(p, construct=p.construct and replace(p.construct, **counts)) for p in principles]
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=device_of(args) == "cpu")
     pipe = load_pipeline(args.model).to(state.device)
     pipe.set_progress_bar_config(disable=True)
     judge = judge_for(pipe, args.judge, principles, state.device, further_attributes(principles, known))

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_judge, add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, device_of, positive
 
 HELP = "Measure what an encoder's directions draw, and save it with the encoder."
 EXAMPLE = "livo calibrate prompts.txt --value-encoder runs/livo/value_encoder"
@@ -55,8 +55,7 @@ def run(args) -> None:
 
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles)
     pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
+    pipe.to(device_of(args))
     precision = for_pipeline(args.precision, pipe)
     known = set(pipe.value_encoder.statements or ())
     principles = [p for p in pipe.principles if p.directions and set(p.directions.values()) <= known]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_judge, add_sampling, positive
+from livo.commands import PROMPTS, add_column, add_judge, add_sampling, device_of, positive
 
 HELP = "Measure bias, toxicity and quality of methods on prompts, with intervals."
 EXAMPLE = "livo evaluate --prompts prompts.txt --method base livo negative=blood -n 10 -o runs/evaluation"
@@ -76,7 +76,6 @@ def run(args) -> None:
         if args.keep and folder.resolve().is_relative_to((args.output / "images").resolve()):
             raise ValueError(f"--reference {folder}: --keep writes there; copy it to another place")
         require_images(folder, 2)
-    import torch
     from accelerate import PartialState
 
     from livo import evaluation, report, results
@@ -84,7 +83,7 @@ def run(args) -> None:
     from livo.pipeline import load_pipeline
     from livo.progress import follow_evaluation
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=device_of(args) == "cpu")
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles).to(state.device)
     pipe.set_progress_bar_config(disable=True)
     asked = _asked(args, pipe)

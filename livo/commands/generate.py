@@ -6,15 +6,17 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import add_sampling, finite, positive
+from livo.commands import PROMPTS, add_column, add_sampling, device_of, finite, positive
 
 HELP = "Generate images that keep to the values their prompts call for."
 EXAMPLE = 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT")
-    parser.add_argument("-n", type=positive, default=8, help="images per prompt (default 8)")
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT")
+    parser.add_argument(
+        "-n", type=positive, help="images per prompt (default 8; with --file 1, where its column num_images is empty)"
+    )
     parser.add_argument(
         "--value",
         action="append",
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=finite, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
     add_sampling(parser)
-    parser.add_argument("-o", "--output", type=Path, default=Path("livo.png"), help="the grid; decisions go beside it as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="the grid; decisions go beside it as JSON (default livo.png)")
     parser.add_argument(
         "--model", default="papertown", help="papertown, or any Stable Diffusion: hub id or folder (default papertown)"
     )
@@ -40,50 +42,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="balance with all images drawn with this file, by other runs and processes too; made where there is none",
     )
     parser.add_argument("--target", metavar="FILE[#ENTRY]", help="YAML file of shares for the principle that has these classes")
+    _add_table(parser.add_argument_group("from a table", "a file for each image instead of a grid"))
+
+
+def _add_table(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help=f"{PROMPTS}, with any of the columns id, seed, negative_prompt, width, height, steps, guidance, value, value_scale, "
+        "num_images; where a cell is empty the option above holds, and all other columns go into the manifest",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the images, and manifest.jsonl with a line for each")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue what --out holds: images that are there are not drawn again"
+    )
+    parser.add_argument("--format", choices=("png", "jpg", "webp"), default="png", help="of the images (default png)")
+    parser.add_argument("--batch", type=positive, default=8, help="images in one call, of rows with the same settings (default 8)")
+    add_column(parser)
 
 
 def run(args) -> None:
+    _check(args)
+    if args.file:
+        return _run_table(args)
+    args.output, args.n = args.output or Path("livo.png"), args.n or 8
     if args.output.suffix.lower() != ".png":
         raise ValueError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
-    from livo.commands.checks import check_model, check_value_encoder, principles_of
-    from livo.files import check_output, refuse_overwriting
-    from livo.principles import load_target, refuse_unknown_id
-
     beside = args.output.with_suffix(".json")
-    for file in (args.output, beside):
-        check_output(file)
-        for source in filter(None, (args.principles, args.target and args.target.partition("#")[0], args.ledger)):
-            refuse_overwriting(source, file)
-    check_model(args.model)
-    check_value_encoder(args.value_encoder)
-    principles = principles_of(args)
-    if args.target:
-        load_target(args.target)
-    if principles is not None:
-        for wish in args.value or ():
-            refuse_unknown_id(wish, principles)
-        if args.target:
-            _with_target(principles, args.target)
+    _check_inputs(args, [args.output, beside])
     import torch
 
     from livo.files import write_json
     from livo.judges import is_papertown, load_judge
-    from livo.ledger import ValueLedger
     from livo.pictures import grid, save_picture, stack
-    from livo.pipeline import load_pipeline
     from livo.precision import for_pipeline
 
-    ledger = ValueLedger(args.ledger, across=None if args.ledger.exists() else "principle") if args.ledger else None
-    pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
-    if args.target:
-        pipe.load_value_principles(_with_target(pipe.principles, args.target))
-        known = {words for encoder in pipe.value_encoders.values() for words in getattr(encoder, "statements", None) or ()}
-        if not any(p.target and set(p.directions.values()) <= known for p in pipe.principles):
-            raise ValueError(f"--target {args.target}: the value encoder was not trained with directions, so no target can be met")
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
-    value = None if value == "none" else value
+    ledger, pipe, value = _ledger(args), _pipeline(args), _value(args)
     pipe.set_progress_bar_config(desc="sampling", unit="step")
 
     precision = for_pipeline(args.precision, pipe)
@@ -121,6 +115,103 @@ def run(args) -> None:
     save_picture(stack(sheets), args.output, record)
     write_json(beside, record)
     print(f"{args.output} and {beside} written")
+
+
+def _check(args) -> None:
+    """Raises ValueError where options do not go together."""
+    if bool(args.prompt) == bool(args.file):
+        raise ValueError(
+            "give prompts, or a table of them with --file" if not args.file else f"--file {args.file}: leave PROMPT out"
+        )
+    table = {"--out": args.out, "--resume": args.resume, "--column": args.column}
+    if args.file and not args.out:
+        raise ValueError("--file needs --out FOLDER, where the images go")
+    if args.file and (args.output or args.compare):
+        raise ValueError(f"{'--output' if args.output else '--compare'} makes a grid: leave it out with --file")
+    if not args.file and (given := [name for name, value in table.items() if value]):
+        raise ValueError(f"{given[0]} needs --file")
+
+
+def _check_inputs(args, outputs: list[Path]) -> None:
+    """Raises ValueError or OSError where something that was named is not there or would be overwritten: before models are loaded."""
+    from livo.commands.checks import check_model, check_value_encoder, principles_of
+    from livo.files import check_output, refuse_overwriting
+    from livo.principles import load_target, refuse_unknown_id
+
+    for file in outputs:
+        check_output(file, folder=file == args.out)
+        for source in filter(None, (args.principles, args.target and args.target.partition("#")[0], args.ledger, args.file)):
+            refuse_overwriting(source, file, ("manifest.jsonl", "job.json"))
+    check_model(args.model)
+    check_value_encoder(args.value_encoder)
+    principles = principles_of(args)
+    if args.target:
+        load_target(args.target)
+    if principles is not None:
+        for wish in args.value or ():
+            refuse_unknown_id(wish, principles)
+        if args.target:
+            _with_target(principles, args.target)
+
+
+def _run_table(args) -> None:
+    """A file for each image of a table."""
+    from functools import partial
+
+    from livo.job_table import Defaults, carried, read_jobs
+
+    value = _value(args)
+    jobs = read_jobs(args.file, Defaults(args.seed, args.steps, args.guidance, value, args.scale, args.n or 1), args.column)
+    if names := carried(jobs):
+        print(f"carried into the manifest: {', '.join(names)}")
+    _check_inputs(args, [args.out])
+    from tqdm import tqdm
+
+    from livo.jobs import MANIFEST, run_jobs
+    from livo.precision import for_pipeline
+
+    ledger, pipe = _ledger(args), _pipeline(args)
+    pipe.set_progress_bar_config(disable=True)
+    precision = for_pipeline(args.precision, pipe, file=args.out / "job.json")
+    progress = run_jobs(
+        pipe,
+        jobs,
+        args.out,
+        format=args.format,
+        batch=args.batch,
+        resume=args.resume,
+        ledger=ledger,
+        settings={"precision": {"resolved": precision.resolved}},
+        computing=partial(precision.autocast, pipe.device),
+    )
+    total, there = sum(job.images for job in jobs), next(progress)
+    with tqdm(total=total, initial=there, desc=args.file.name, unit="image") as bar:
+        for count in progress:
+            bar.update(count - bar.n)
+    print(f"{total - there} images drawn, {there} were there; {args.out / MANIFEST} has a line for each")
+
+
+def _pipeline(args):
+    from livo.pipeline import load_pipeline
+
+    pipe = load_pipeline(args.model, keep_safety_checker=True, value_encoder=args.value_encoder, value_principles=args.principles)
+    if args.target:
+        pipe.load_value_principles(_with_target(pipe.principles, args.target))
+        known = {words for encoder in pipe.value_encoders.values() for words in getattr(encoder, "statements", None) or ()}
+        if not any(p.target and set(p.directions.values()) <= known for p in pipe.principles):
+            raise ValueError(f"--target {args.target}: the value encoder was not trained with directions, so no target can be met")
+    return pipe.to(device_of(args))
+
+
+def _ledger(args):
+    from livo.ledger import ValueLedger
+
+    return ValueLedger(args.ledger, across=None if args.ledger.exists() else "principle") if args.ledger else None
+
+
+def _value(args) -> str | tuple[str, ...] | None:
+    value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
+    return None if value == "none" else value
 
 
 def _with_target(principles, source: str):

@@ -60,7 +60,7 @@ def _read(path: Path) -> tuple[list[tuple[Path, list[dict]]], list[str]]:
         try:
             found.append((file, read_record(file)))
         except (ValueError, OSError) as error:
-            message = _line(error)
+            message = _line(error.strerror.lower() if isinstance(error, OSError) and error.strerror else error)
             broken.append(message if str(file) in message else f"{file}: {message}")
     return found, broken
 
@@ -99,8 +99,12 @@ def _rows(name: str, record: Sequence[Mapping]) -> Iterator[dict[str, str]]:
             "values": " + ".join(f"{v.get('id') or v['statement']}{_direction(v)}" for v in values) or "none",
             "seed": "" if entry.get("seed") is None else f"{entry['seed']}{' (state)' if advanced else ''}",
             "encoder": next((str(v["encoder"]) for v in values if v.get("encoder")), ""),
-            "applied": " + ".join("yes" if v.get("applied") else "no" for v in values) or "no",
+            "applied": _count(sum(bool(v.get("applied")) for v in values), len(values)),
         }
+
+
+def _count(applied: int, values: int) -> str:
+    return f"{applied} of {values}" if 0 < applied < values else "yes" if applied else "no"
 
 
 def _direction(decision: Mapping) -> str:
