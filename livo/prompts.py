@@ -120,14 +120,15 @@ def read_labelled(file: Path, column: str | None = None) -> list[Labelled]:
 
 def _prompt(text: object, columns: dict[str, object], where: str) -> Prompt:
     if not isinstance(text, str):
-        raise ValueError(f"{where}: prompt is {text!r:.60}: give a text, or delete the row")
+        raise ValueError(f"{where}: prompt is {text!r:.60}, not a text; put it in quotes, or delete the row")
     refuse_half(f"{where}: prompt", text)
     for name, value in columns.items():
         refuse_half(f"{where}: {name}", value)
     lower = {name.lower(): value for name, value in columns.items() if value is not None}
     seed = next((lower[name] for name in _SEED if name in lower), None)
     group = next((lower[name] for name in _GROUP if name in lower), "")
-    return Prompt(text.strip(), whole_number(seed, "seed", where), str(group), columns=columns, where=where)
+    group = ", ".join(map(str, group)) if isinstance(group, (list, tuple)) else str(group)
+    return Prompt(text.strip(), whole_number(seed, "seed", where), group, columns=columns, where=where)
 
 
 def whole_number(value: object, name: str, where: str) -> int | None:
@@ -140,5 +141,5 @@ def whole_number(value: object, name: str, where: str) -> int | None:
         return None
     whole = re.fullmatch(r"(\d+)(\.0*)?", str(value).strip())
     if not whole or isinstance(value, bool) or int(whole[1]) >= 2**63:
-        raise ValueError(f"{where}: {name} is {value!r}: give a whole number from 0, or leave it out")
+        raise ValueError(f"{where}: {name} is {value!r:.60}: give a whole number from 0 to 2**63 - 1, or leave it out")
     return int(whole[1])

@@ -17,6 +17,7 @@ from livo.plain_yaml import load_yaml
 TEXT = ("prompt", "prompts", "text", "caption")  # names of the column with the prompt, in any case
 Rows = list[tuple[dict[str, object], str]]
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SEPARATOR_LINE = "sep="  # how the first line starts where Excel is told the separator
 
 
 def read_table(file: str | Path, column: str | None = None) -> Rows:
@@ -42,15 +43,20 @@ def read_table(file: str | Path, column: str | None = None) -> Rows:
     text = read_text(file)
     if not text.strip():
         raise ValueError(f"{file}: no prompt in it; the file is empty")
+    _refuse_stand_in(text, file)
+    return [
+        ({name: _plain(value) for name, value in row.items()}, where)
+        for row, where in _READERS[file.suffix.lower()](file, text, column)
+    ]
+
+
+def _refuse_stand_in(text: str, file: Path) -> None:
+    """Raises ValueError where a download left something else in place of the data."""
     start = text.lstrip()[:100].lower()
     if start.startswith(("<!doctype html", "<html")):
         raise ValueError(f"{file}: holds a web page; download the raw file instead")
     if start.startswith("version https://git-lfs"):
         raise ValueError(f"{file}: holds a Git LFS pointer instead of the data; fetch them with git lfs pull")
-    return [
-        ({name: _plain(value) for name, value in row.items()}, where)
-        for row, where in _READERS[file.suffix.lower()](file, text, column)
-    ]
 
 
 def text_column(names: Sequence[str], column: str | None, where: str) -> str:
@@ -68,8 +74,9 @@ def text_column(names: Sequence[str], column: str | None, where: str) -> str:
             return column if column in found else found[0]
     if column is not None:
         raise ValueError(f"{where}: no column {column!r}; there are {listed}")
-    likely = next((name for name in names if re.search("prompt|text|caption", name.lower())), names[-1] if names else "NAME")
-    hint = f"name the one with the prompts, as in --column {likely!r}" if names else "give one"
+    likely = next((name for name in names if re.search("prompt|text|caption", name.lower())), None)
+    hint = f"as in --column {likely!r}" if likely else "with --column; a table needs a first line of names"
+    hint = f"name the one with the prompts, {hint}" if names else "give one"
     raise ValueError(f"{where}: no column named {' or '.join(TEXT)}; there are {listed}; {hint}")
 
 
@@ -114,12 +121,18 @@ def _json(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str
 
 
 def _yaml(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str]]:
-    return _document(file, load_yaml(text, str(file)), column)
+    for row, where in _document(file, load_yaml(text, str(file)), column):
+        only = next(iter(row), "")
+        if len(row) == 1 and " " in only and only != column:
+            raise ValueError(f"{where}: {only!r:.60} is read as the name of a column; put a text that has a colon in quotes")
+        yield row, where
 
 
 def _document(file: Path, data: object, column: str | None) -> Iterator[tuple[dict, str]]:
     """Rows of a list, of `{"prompts": [...]}`, or of lists by column (pandas writes {"0": ...} in place of a list)."""
     if isinstance(data, dict):
+        if (orient := _orient(data, column)) is not None:
+            raise ValueError(f"{file}: its rows are {orient}; save them as a list of objects (pandas: orient='records')")
         indices = [list(values) for values in data.values() if isinstance(values, dict)]
         if any(index != indices[0] for index in indices):
             raise ValueError(f"{file}: its columns have different indices; save it as a list of objects")
@@ -141,9 +154,22 @@ def _document(file: Path, data: object, column: str | None) -> Iterator[tuple[di
         yield _row(item, where, column), where
 
 
+def _orient(data: dict, column: str | None) -> str | None:
+    """How pandas or a person keeps rows other than in a list or by column; None where it is neither."""
+    if {"columns", "data"} <= set(data) or {"schema", "data"} == set(data):
+        return "apart from the names of their columns"
+    wanted = {column.strip().lower()} if column else set(TEXT)
+    inner = [{str(name).lower() for name in value} for value in data.values() if isinstance(value, dict)]
+    if inner and all(names & wanted for names in inner) and not wanted & {str(name).lower() for name in data}:
+        return "objects under a name each"
+    return None
+
+
 def _row(item: object, where: str, column: str | None) -> dict:
     if item is None or isinstance(item, str):
         return {column or "prompt": item}
+    if isinstance(item, (bool, int, float)):
+        raise ValueError(f"{where}: {item!r:.60} is not a text; put it in quotes, or delete it")
     if not isinstance(item, dict):
         raise ValueError(f"{where}: {item!r:.60} is neither an object with a prompt nor a string; correct or delete it")
     names = [str(name).strip() for name in item]
@@ -152,17 +178,16 @@ def _row(item: object, where: str, column: str | None) -> dict:
 
 
 def _table(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, str]]:
-    first = next(line for line in split_lines(text) if line.strip())
+    first = next((line for line in split_lines(text) if line.strip() and not line.startswith(_SEPARATOR_LINE)), "")
     if _is_json(first, dict) or _is_json(text, list):
         raise ValueError(f"{file}: holds JSON, not a table; name it .jsonl, or .json where it is one document")
     separator = _separator(file, first, column)
     rows = _cells(file, text, separator)
-    names, where = next((row, where) for row, where, _ in rows if any(cell.strip() for cell in row))
-    names = [name.strip() for name in names]
+    names = [name.strip() for name in next((row for row, _, _ in rows if any(cell.strip() for cell in row)), ())]
     while names and not names[-1]:
         names.pop()  # spreadsheets end lines with separators of empty columns
+    text_column(list(dict.fromkeys(names)), column, str(file))
     _refuse_twice(names, f"{file}")
-    text_column(names, column, str(file))
     for row, where, last in rows:
         if not any(cell.strip() for cell in row):
             if not last:
@@ -176,19 +201,23 @@ def _table(file: Path, text: str, column: str | None) -> Iterator[tuple[dict, st
 
 
 def _cells(file: Path, text: str, separator: str) -> Iterator[tuple[list[str], str, bool]]:
-    """Rows of cells, where they are, and whether nothing but blank follows."""
+    """Rows of cells, where they are, and whether nothing but blank follows. What is broken is raised behind the rows before it."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows, line = [], 1
+    rows, line, broken = [], 1, None
     try:
         for row in reader:
-            rows.append((row, line))
+            if line > 1 or not "".join(row[:1]).startswith(_SEPARATOR_LINE):
+                rows.append((row, line))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{file}: row {len(rows)} (line {line}): not a row of CSV ({error}); correct or delete it") from None
-    filled = max(i for i, (row, _) in enumerate(rows) if any(cell.strip() for cell in row))
-    header = next(i for i, (row, _) in enumerate(rows) if any(cell.strip() for cell in row))
-    for i, (row, line) in enumerate(rows):
-        yield row, f"{file}: row {i - header} (line {line})", i > filled
+        quote = "unexpected end" in str(error) or "limit" in str(error)
+        broken = f"{error}: perhaps a quote that opens there is not closed" if quote else str(error)
+    filled = [i for i, (row, _) in enumerate(rows) if any(cell.strip() for cell in row)] or [0]
+    for i, (row, start) in enumerate(rows):
+        yield row, f"{file}: row {i - filled[0]} (line {start})", i > filled[-1]
+    if broken:
+        where = f"{file}: row {len(rows) - filled[0]} (line {line})"
+        raise ValueError(f"{where}: not a row of CSV ({broken}); correct or delete it")
 
 
 def _separator(file: Path, first: str, column: str | None) -> str:
@@ -207,6 +236,8 @@ def _separator(file: Path, first: str, column: str | None) -> str:
 
 def _parquet(file: Path) -> Rows:
     check_file(file)
+    with file.open("rb") as stream:
+        _refuse_stand_in(stream.read(200).decode("latin-1"), file)
     require(f"{file}: reading Parquet", "pyarrow")
     from pyarrow import ArrowException, parquet
 
@@ -259,8 +290,12 @@ def _refuse_twice(names: Sequence[str], where: str) -> None:
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold. NaN and blank texts are no value; dates, bytes and the like become text."""
+    """What JSON can hold. NaN and blank texts are no value; dates, bytes and the like become text, in lists and objects too."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         return None
-    plain = isinstance(value, (str, int, list, dict, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    plain = isinstance(value, (str, int, type(None))) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else str(value)

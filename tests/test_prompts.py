@@ -183,6 +183,21 @@ BROKEN = [
     ("a.yaml", "prompts: &a [*a]\n", "aliases multiply"),
     ("a.txt", "a\0b\n", "a.txt:1: a null character"),
     ("a.csv", "prompt\na\nb\0\n", "a.csv:3: a null character"),
+    ("a.csv", 'prompt\n"a\nb\n', r"row 1 \(line 2\): not a row of CSV .* a quote that opens there is not closed"),
+    ("a.csv", f'prompt\na\n"{"b" * 200_000}', r"row 2 \(line 3\): .*limit .* a quote that opens there is not closed"),
+    ("a.csv", "a doctor\na nurse\n", "there are a doctor; .* a table needs a first line of names"),
+    ("a.csv", "0,0,a doctor\n1,1,a nurse\n", "there are 0, a doctor; .* a table needs a first line of names"),
+    ("a.csv", 'id|prompt\n1|a "b"\n2|"c"|d\n', r"no column named prompt.* there are id\|prompt"),
+    ("a.csv", "sep=;\n", "there are none; give one"),
+    ("a.json", '{"columns": ["prompt", "id"], "index": [0], "data": [["a", 1]]}', "apart from the names .* orient='records'"),
+    ("a.json", '{"schema": {}, "data": [{"prompt": "a"}]}', "apart from the names .* orient='records'"),
+    ("a.json", '{"0": {"prompt": "a"}, "1": {"prompt": "b"}}', "objects under a name each; .* orient='records'"),
+    ("a.json", '["a", 7]', "row 2: 7 is not a text; put it in quotes"),
+    ("a.jsonl", '{"prompt": 7}', "a.jsonl:1: prompt is 7, not a text; put it in quotes"),
+    ("a.yaml", "- a doctor\n- yes\n", "row 2: True is not a text; put it in quotes"),
+    ("a.yaml", "- a doctor\n- 007\n", "row 2: 7 is not a text; put it in quotes"),
+    ("a.yaml", "- a photo of: a doctor\n", "row 1: 'a photo of' is read as the name of a column; put a text that has a colon in quotes"),
+    ("a.jsonl", '{"prompt": "a", "seed": 18446744073709551615}', "a whole number from 0 to "),
 ]  # fmt: skip
 
 
@@ -218,6 +233,8 @@ def test_a_broken_file_is_named_with_row_and_fault(written, name, text, words):
         ("a.csv", "<!DOCTYPE html>\n<html>", "download the raw file"),
         ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.parquet", "prompt\na\n", "cannot be read as Parquet"),
+        ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.parquet", "<!doctype html>\n<html>", "download the raw file"),
         ("a.txt", "caf\xe9".encode("latin-1"), "not UTF-8 text .* save it as UTF-8"),
         ("a.txt", "a doctor".encode("utf-16-le"), "a null character"),
     ],
@@ -244,6 +261,27 @@ def test_what_is_no_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(PermissionError, match=r"secret.txt: no permission to read it"):
         read_table(tmp_path / "secret.txt")
+
+
+def test_excels_line_about_the_separator_is_no_header(written):
+    file = written("a.csv", "sep=;\r\nprompt;seed\r\na doctor, smiling;1\r\n")
+    assert [(p.text, p.seed, p.where) for p in read_prompts(file)] == [("a doctor, smiling", 1, f"{file}: row 1 (line 3)")]
+
+
+def test_nested_columns_of_parquet_are_plain_data(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = {
+        "prompt": pyarrow.array(["a", "b"]).dictionary_encode(),
+        "categories": [["hate", "violence"], []],
+        "image": [{"bytes": b"\x89PNG", "path": "a.png", "score": float("nan")}, None],
+    }
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    first, second = read_prompts(tmp_path / "a.parquet")
+    assert (first.text, first.groups, second.groups) == ("a", ("hate", "violence"), ())
+    assert first.columns["image"] == {"bytes": "b'\\x89PNG'", "path": "a.png", "score": None}
+    json.dumps([dict(first.columns), dict(second.columns)], allow_nan=False)
 
 
 def test_parquet_without_pyarrow_names_the_extra(written, monkeypatch):
