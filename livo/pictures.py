@@ -126,7 +126,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: 
     figure.subplots_adjust(**margins, wspace=0.25, hspace=0.4)  # a layout engine would draw everything twice
     for i, (name, (x, y)) in enumerate(series.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(x, y, color=_ACCENT, linewidth=1.2)
+        axes.plot(x, y, color=_ACCENT, linewidth=1.2, marker="o" if len(x) == 1 else None)  # one point makes no line
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)

@@ -78,7 +78,7 @@ def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Ima
         for name, read in found.items():
             images = [Image.fromarray(array) for array in read.thumbnails[i]]
             title = f"{name}: {read.prompts[i].text}"
-            sheets.append(grid(images, len(images), title=title, note=_decided(read.decisions[i]), cell=96))
+            sheets.append(grid(images, min(len(images), 10), title=title, note=_decided(read.decisions[i]), cell=96))
     return stack(sheets)
 
 

@@ -108,10 +108,10 @@ def run(args) -> None:
         captions = [_caption(image) for image in out.decisions]
         why = f"{names}: {first.why}" if first.statement else first.why
         sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=why))
+        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
         sheets += _shares(pipe, out, base, judge, sheets[-1].width)
         drawn = {"seed": args.seed, "precision": precision.record()}
         record += [decision.to_dict() | drawn | {"image": i} for i, decision in enumerate(out.decisions)]
-        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
     save_picture(stack(sheets), args.output, record)
     write_json(beside, record)
     print(f"{args.output} and {beside} written")
