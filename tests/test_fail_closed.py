@@ -90,7 +90,10 @@ def test_a_saved_pipeline_comes_back_with_encoder_principles_strength_and_layout
 
 def test_a_principle_file_that_was_saved_comes_back_from_the_hub_too(pipe, tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path)
+    config = LiVOPipeline.load_config(tmp_path)
+    monkeypatch.setattr("livo.saving.hub_options", lambda *_, **__: {})  # a hub that answers
     monkeypatch.setattr(DiffusionPipeline, "download", classmethod(lambda cls, name, **_: str(tmp_path)))
+    monkeypatch.setattr(LiVOPipeline, "load_config", classmethod(lambda cls, *_, **__: dict(config)))
     asked = []
 
     def cached_file(repo, file, **_):
