@@ -58,6 +58,11 @@ class Read(NamedTuple):
     own: dict[str, float]  # by heads fitted for principles' ids
 
 
+def strongest(answers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of several parts of a prompt: what any of them asks for or states, the prompt does."""
+    return {name: max(part[name] for part in answers) for name in answers[0]}
+
+
 def consider(exemplars: ExemplarIndex, read: Read) -> list[tuple[bool, ValueDecision]]:
     """For each principle whether it applies, and the decision that says why or why not.
 
@@ -214,6 +219,25 @@ def would_change(principle: ValuePrinciple, decision: ValueDecision, applies: bo
     if not wrong and not decision.why.endswith(_PASSED):
         wrong = ["what speaks against it together became less"]
     return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
+
+
+def explained(exemplars: ExemplarIndex, read: Read, subject: str) -> list[str]:
+    """Lines for a reader of what was decided and why; `subject` is the part of the text that was embedded."""
+    considered = consider(exemplars, read)
+    lines = [read.prompt[:300], f"  read as     {subject[:300]!r}"]
+    lines += [f"  facet       {name:8} {p:.3f}{because(name, read.words)}" for name, p in read.facets.items()]
+    for near in exemplars.nearest(read.near, 5):
+        what = "everyday prompt" if near.owner is None else f"{'exemplar' if near.exemplar else 'counter-exemplar'} of {near.owner}"
+        lines.append(f"  neighbour   {near.score:.3f} {near.text!r}, {what}")
+    for principle, (applies, d) in zip(exemplars.principles, considered, strict=True):
+        sure = (
+            f"p {d.probability:.3f} of 0.5"
+            if d.probability is not None
+            else f"score {d.score:.3f}, " + (f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword")
+        )
+        lines.append(f"  {d.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.why}")
+        lines.append(f"  {'':24} {would_change(principle, d, applies)}")
+    return [*lines, f"  decision    {', '.join(d.id or 'none' for d in chosen(considered))}"]
 
 
 _PASSED = "and comes first"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
 import faiss
 import numpy as np
+from tokenizers import Tokenizer
 
 from livo.extras import installed, remedy
 from livo.facets import Reading
@@ -79,6 +80,27 @@ def read_texts(embedder, texts: Sequence[str]) -> Reading:
         faiss.normalize_L2(layer)
     offsets = np.concatenate([[0], np.cumsum([int(mask.sum()) for mask in masks])])
     return Reading(sentences, np.concatenate(layers, axis=1), offsets, none)
+
+
+def fits(embedder, text: str, share: float = 1.0) -> bool:
+    """Whether a text fits into a share of the model's window; into one that it does not tell, any does."""
+    limit, tokenizer = getattr(embedder, "max_seq_length", None), getattr(embedder, "tokenizer", None)
+    if not limit or tokenizer is None or len(text.encode()) <= share * limit - 2:  # a piece is at least a byte, two are marks
+        return True
+    if isinstance(tokenizer, Tokenizer):
+        read = tokenizer.encode(text)
+        return not read.overflowing and len(read.ids) <= share * limit
+    return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) <= share * limit
+
+
+def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Overlapping parts of a text that fit, cut between words where there are any."""
+    if fits(text) or len(text) < 16:
+        return [text]
+    middle, overlap = len(text) // 2, len(text) // 16
+    end, start = text.find(" ", middle, middle + overlap), text.rfind(" ", middle - overlap, middle)
+    left, right = text[: end if end > 0 else middle + overlap], text[(start if start > 0 else middle - overlap) :]
+    return [*windows(left.strip(), fits), *windows(right.strip(), fits)]
 
 
 _MIDDLE = "middle_embeddings"

@@ -27,6 +27,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 OPEN = ("occupations", "roles", "gendered", "nationalities", "named", "first names")  # lists that can never be complete
 _COLOURS = ("black", "white", "brown")
+_COUNTS = ("a", "an", "one", "two", "three", "four", "five", "six", "many", "multiple", "some", "solo", "only", "focus")
 _PRONOUNS = ("he", "she", "his", "her", "him", "hers", "himself", "herself")
 _LONGEST = 5  # words in a phrase
 _FUNCTION_WORDS = frozenset(word for (word,) in section("function words"))
@@ -202,6 +203,15 @@ class Lexicon:
                     found.setdefault("gender", []).append(word)
             elif _AGENT.fullmatch(word) and word not in _NOT_AGENTS:
                 flags["agent free" if self._free(tokens, i + 1) and not owner else "agent modifier"] = 1.0
+
+    def tags(self, text: str) -> set[str]:
+        """Of gender and race those that a part between commas states and nothing else: "a doctor, female", "1 man, cook"."""
+        stated = set()
+        for part in text.lower().split(","):
+            words = [word for word in _TOKEN.findall(part) if word not in _COUNTS and not word.isdigit()]
+            kinds = self._split.get(tuple(words), frozenset())
+            stated.update(kinds & {"gender", "race"} if " ".join(words) not in _COLOURS else ())
+        return stated
 
     def _spans(self, tokens: list[str], ignore: frozenset[str]) -> list[tuple[str, int, int]]:
         """(kind, start, end) of the phrases; within a kind a longer phrase hides those inside it."""

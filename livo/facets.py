@@ -79,6 +79,11 @@ class FacetHeads:
         """Calibrated log-odds (N, F)."""
         return self.raw(reading) * self.arrays["slope"] + self.arrays["offset"]
 
+    def answers(self, reading: Reading) -> list[dict[str, float]]:
+        """The probabilities of the names, for each prompt."""
+        probabilities = 1 / (1 + np.exp(-np.clip(self.log_odds(reading), -30, 30)))
+        return [dict(zip(self.names, map(float, row), strict=True)) for row in probabilities]
+
     def fits(self, reading: Reading) -> bool:
         """Whether these heads were fitted on the model that gives this reading of `PROBE`."""
         width = 0 if reading.tokens is None else reading.tokens.shape[1]

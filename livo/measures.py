@@ -12,6 +12,7 @@ from livo import metrics
 from livo.evaluation import judge_name
 from livo.evidence import lexicon
 from livo.judges import Judge, attribute_for, wanted_classes
+from livo.normalise import without_syntax
 from livo.principles import ValuePrinciple
 from livo.prompts import Prompt
 from livo.readings import Readings, seen
@@ -60,7 +61,7 @@ def bias(found: Readings, name: str, judge: Judge, principle: ValuePrinciple, la
     target = uneven_target(principle)
     rows, good = seen(found, name, judge, attribute), found.good
     wanted = [stated(prompt, attribute, classes) for prompt in found.prompts]
-    neutral = [i for i, prompt in enumerate(found.prompts) if wanted[i] is None and lexicon().read(prompt.text).stated() is None]
+    neutral = [i for i, prompt in enumerate(found.prompts) if wanted[i] is None and _stated_word(prompt) is None]
     figures: Figures = {}
     if any(wanted):
         hits = [_share(rows[i][good[i]] == w) for i, w in enumerate(wanted) if w is not None]
@@ -130,6 +131,10 @@ def _pooled(n: np.ndarray, label: str, classes: Sequence[str], target: tuple[flo
     return figures
 
 
+def _stated_word(prompt: Prompt) -> str | None:
+    return lexicon().read(without_syntax(prompt.text)).stated()
+
+
 def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None:
     """The class of the attribute that a prompt states: as its file says, else as a whole word of its text ("female" is no "male")."""
 
@@ -144,7 +149,7 @@ def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None
     if len(named := named_in(told)) == 1:
         return named[0]
     named = named_in(prompt.text)
-    return named[0] if len(named) == 1 and lexicon().read(prompt.text).stated() else None
+    return named[0] if len(named) == 1 and _stated_word(prompt) else None
 
 
 # --- risks ----------------------------------------------------------------------------------------------------------------

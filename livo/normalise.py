@@ -1,18 +1,24 @@
-"""Undo what hides the words of a prompt: Unicode tricks, homoglyphs, leetspeak, spaced-out and stretched letters, typos.
+"""Find the words of a prompt behind generators' syntax, tags and disguises: Unicode tricks, homoglyphs, leetspeak, spacing, typos.
 
 The normalised text is only what the retriever reads; the images are made from the prompt as it was written.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
 from livo.labelled import RISKS, section, sections
+from livo.logs import warn_once
+from livo.prompt_syntax import without_parameters, without_weights
+from livo.shorthand import in_words
 
-LONGEST = 2000  # characters that are read: a text encoder's 77 tokens end long before
+logger = logging.getLogger(__name__)
+
+LONGEST = 10_000  # characters that are read, more than any text encoder reads
 # Cyrillic, Greek and phonetic letters, each with the Latin one it looks like.
 _HOMOGLYPHS = str.maketrans(
     dict(
@@ -46,11 +52,17 @@ class Normaliser:
         self.risky = _risky_words()
 
     def __call__(self, text: str) -> str:
-        """`text` with hidden words restored; at most `LONGEST` characters of it."""
+        """`text` with hidden words restored; at most `LONGEST` characters of it, with a warning where it has more."""
+        given = text
         text = unicodedata.normalize("NFKC", text[: 4 * LONGEST])
+        text = without_syntax(text)
         text = "".join(_plain(c) for c in text)
         text = "".join(c for c in unicodedata.normalize("NFD", text) if not _overlay(c))
-        text = unicodedata.normalize("NFC", text)[:LONGEST]
+        text = unicodedata.normalize("NFC", text)
+        if len(text) > LONGEST or len(given) > 4 * LONGEST:
+            rest = text[LONGEST:] or given[4 * LONGEST :]
+            warn_once(logger, "only the first %d characters of a prompt are read for values; not read: %.60r...", LONGEST, rest)
+        text = text[:LONGEST]
         text = " ".join(self._latin(word) for word in text.split())
         if len(_ODD_CASE.findall(text)) > 0.3 * len(re.findall(r"[^\W\d_]{2,}", text)):
             text = text.lower()
@@ -136,6 +148,12 @@ class Normaliser:
             return []
         pattern = re.compile(re.sub(r"[*#]", ".", word))
         return [risk for risk in sorted(self.risky) if pattern.fullmatch(risk)]
+
+
+def without_syntax(text: str) -> str:
+    """A prompt in plain language: generators' syntax removed, tags and emoji of people in words; the same text where it has none."""
+    plain = without_weights(in_words(without_parameters(text)))
+    return text if plain == text else re.sub(r"\s*,(?:\s*,)*\s*", ", ", plain).strip(" ,\n")
 
 
 def _plain(char: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from livo.deciding import SAME, Read, ValueDecision, because, chosen, consider, would_change
-from livo.embedding import DEFAULT_EMBEDDER, load_embedder, read_texts, unit_vectors
+from livo.deciding import SAME, Read, ValueDecision, chosen, consider, explained, strongest
+from livo.embedding import DEFAULT_EMBEDDER, fits, load_embedder, read_texts, unit_vectors, windows
 from livo.evidence import NAMES, Evidence, Lexicon, lexicon
 from livo.exemplars import Entry, ExemplarIndex, Neighbour
 from livo.facets import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
@@ -24,6 +24,8 @@ from livo.principles import FACETS, ValuePrinciple, load_principles
 
 logger = logging.getLogger(__name__)
 
+_PART = 0.2  # of the embedding model's window, that a part of a longer prompt takes
+_SURE = 0.99  # of what a tag states by itself, whatever a head makes of the rest
 BUNDLED_HEADS = Path(__file__).parent / "facet_heads"  # fitted on the labelled prompts for the default embedder
 
 
@@ -94,14 +96,28 @@ class ValueRetriever:
 
         `words` takes the place of the whole lexicon where a measurement must not know some words.
         """
+        texts = self._normalised(prompts)
+        for text in texts:
+            if not fits(self.embedder, subject(text)):
+                warn_once(logger, "%.60r... is longer than the embedding model reads, and its end is not read", text)
+        return texts, *self._read(texts, words or lexicon())
+
+    def _normalised(self, prompts: Sequence[str]) -> list[str]:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(f"a prompt is {prompt!r}: give a text")
             refuse_half("prompt", prompt)
-        texts = [self.normalise(prompt) for prompt in prompts]
-        evidence = [(words or lexicon()).read(text) for text in texts]
+        return [self.normalise(prompt) for prompt in prompts]
+
+    def _parts(self, text: str) -> list[str]:
+        """The text, or parts of it as long as prompts usually are: in a longer one a few words weigh little."""
+        whole = fits(self.embedder, subject(text))
+        return [text] if whole else windows(text, lambda part: fits(self.embedder, subject(part), _PART))
+
+    def _read(self, texts: Sequence[str], words: Lexicon) -> tuple[list[Evidence], Reading]:
+        evidence = [words.read(text) for text in texts]
         found = read_texts(self.embedder, [subject(text) for text in texts])
-        return texts, evidence, replace(found, evidence=np.stack([e.features for e in evidence]))
+        return evidence, replace(found, evidence=np.stack([e.features for e in evidence]))
 
     def warnings(self) -> list[str]:
         """What in the principles is likely a mistake: a debias principle that no facet calls, exemplars that two principles of different
@@ -144,25 +160,7 @@ class ValueRetriever:
     def explain(self, prompt: str) -> list[str]:
         """Lines for a reader: what was read, the facets, the neighbours, each principle's decision and what would change it."""
         (read,) = self._read_all([prompt])
-        considered = consider(self.exemplars, read)
-        lines = [prompt[:300], f"  read as     {subject(read.text)[:300]!r}"]
-        lines += [f"  facet       {name:8} {p:.3f}{because(name, read.words)}" for name, p in read.facets.items()]
-        for near in self.exemplars.nearest(read.near, 5):
-            what = (
-                "everyday prompt"
-                if near.owner is None
-                else f"{'exemplar' if near.exemplar else 'counter-exemplar'} of {near.owner}"
-            )
-            lines.append(f"  neighbour   {near.score:.3f} {near.text!r}, {what}")
-        for principle, (applies, d) in zip(self.principles, considered, strict=True):
-            sure = (
-                f"p {d.probability:.3f} of 0.5"
-                if d.probability is not None
-                else f"score {d.score:.3f}, " + (f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword")
-            )
-            lines.append(f"  {d.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.why}")
-            lines.append(f"  {'':24} {would_change(principle, d, applies)}")
-        return [*lines, f"  decision    {', '.join(d.id or 'none' for d in chosen(considered))}"]
+        return explained(self.exemplars, read, subject(read.text))
 
     # --- the heads ------------------------------------------------------------------------------------------------------
 
@@ -332,16 +330,19 @@ class ValueRetriever:
         return self.exemplars.nearest(self.exemplars.similarities(self.read([prompt])[2].sentences)[0], k)
 
     def _read_all(self, prompts: Sequence[str], words: Lexicon | None = None) -> list[Read]:
-        texts, evidence, reading = self.read(prompts, words)
-        similarities = self.exemplars.similarities(reading.sentences)
-        facets = _answers(self.heads, reading)
-        own = _answers(self._fitted, self._with_facets(reading)) if self._fitted else [{}] * len(prompts)
-        return [Read(*known) for known in zip(prompts, texts, evidence, similarities, facets, own, strict=True)]
-
-
-def _answers(heads: FacetHeads | None, reading: Reading) -> list[dict[str, float]]:
-    """The probabilities of the heads' names, for each prompt."""
-    if heads is None:
-        return [{}] * len(reading)
-    probabilities = 1 / (1 + np.exp(-np.clip(heads.log_odds(reading), -30, 30)))
-    return [dict(zip(heads.names, map(float, row), strict=True)) for row in probabilities]
+        """What is known of each prompt. One that is longer than the embedding model's window is read in parts."""
+        words = words or lexicon()
+        texts = self._normalised(prompts)
+        parts = [self._parts(text) for text in texts]
+        evidence, reading = self._read([part for found in parts for part in found], words)
+        near = self.exemplars.similarities(reading.sentences)
+        facets = self.heads.answers(reading) if self.heads else [{}] * len(reading)
+        own = self._fitted.answers(self._with_facets(reading)) if self._fitted else [{}] * len(reading)
+        reads, start = [], 0
+        for prompt, text, found in zip(prompts, texts, parts, strict=True):
+            rows = slice(start, start := start + len(found))
+            answers = strongest(facets[rows])
+            answers.update({name: max(answers[name], _SURE) for name in words.tags(text) if name in answers})
+            whole = evidence[rows.start] if len(found) == 1 else words.read(text)
+            reads.append(Read(prompt, text, whole, near[rows].max(axis=0), answers, strongest(own[rows])))
+        return reads

@@ -24,8 +24,10 @@ ROWS = [
         "assignment",
         "calibration",
         "labelled",
+        "prompt_syntax",
         "sentence_encoder",
         "sharing",
+        "shorthand",
         "weights",
     },
     {"principles", "objectives", "metrics", "conditioning", "noising", "optimising", "everyday", "pictures", "images", "tables"}

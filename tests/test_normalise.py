@@ -50,7 +50,7 @@ def test_hidden_words_are_restored(normalise, text, wanted):
         "M\u00e9decin \u00e0 l'h\u00f4pital",
         "\u041c\u0430\u0440\u0438\u044f \u0432\u0440\u0430\u0447",
         "e.g. a dog",
-        "3D render, C4D, (masterpiece:1.2)",
+        "3D render, C4D, masterpiece",
         "stainless noodles",
         "",
     ],

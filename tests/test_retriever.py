@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PRINCIPLES, WordEmbedder, gap
 
-import livo.retriever
+import livo.facets
 from livo import ValuePrinciple, ValueRetriever
 from livo.embedding import load_embedder
 from livo.facets import FacetHeads
@@ -251,7 +251,7 @@ def test_each_principle_says_which_facets_call_for_it_and_which_forbid_it(paper)
 def test_doubts_that_are_small_alone_can_forbid_together(paper, monkeypatch):
     def decided(**facets):
         known = dict.fromkeys(FACETS, 0.0) | facets
-        monkeypatch.setattr(livo.retriever, "_answers", lambda heads, reading: [known] * len(reading))
+        monkeypatch.setattr(livo.facets.FacetHeads, "answers", lambda heads, reading: [known] * len(reading))
         return paper.retrieve("somebody by the harbour wall")[0]
 
     assert decided(person=0.9, gender=0.3).id == "gender_equality"
