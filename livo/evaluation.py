@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
+from livo.drawing import lora_record
 from livo.files import differing, remove, replacing, write_json
 from livo.hashing import weights_hash
 from livo.judges import Judge, broken, judge_all
@@ -165,6 +166,7 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
         "judges": [judge.record() for judge in judges],
         "weights": weights,
         "dtype": str(pipe.dtype),
+        "lora": lora_record(pipe),
         "scheduler": scheduler_record(pipe.scheduler),
     }
     precision = for_pipeline(settings.precision, pipe, file=folder / CONFIG)
