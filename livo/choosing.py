@@ -14,7 +14,7 @@ from livo.assignment import share_out, text_seed
 from livo.calibration import Calibration
 from livo.ledger import Reservation
 from livo.logs import warn_once
-from livo.principles import RESERVED, ValuePrinciple, refuse_unknown_id
+from livo.principles import MAX_SCALE, RESERVED, ValuePrinciple, refuse_unknown_id
 from livo.record import ImageDecision
 from livo.retriever import ValueRetriever
 
@@ -231,13 +231,13 @@ class ValueChooser:
 
 
 def checked_scale(scale) -> float:
-    """`scale` as a number. Raises ValueError unless it is 0 or more, and finite."""
+    """`scale` as a number. Raises ValueError unless it is from 0 to `MAX_SCALE`."""
     try:
         number = float(scale)
     except (TypeError, ValueError):
         number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"value_scale is {scale!r}: give a number from 0 (the base) upwards; 1 is what was trained")
+    if not 0 <= number <= MAX_SCALE:
+        raise ValueError(f"value_scale is {scale!r}: give a number from 0 (the base) to {MAX_SCALE}; 1 is what was trained")
     return number
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from livo.commands import benchmark, build, calibrate, env, evaluate, generate, inspect, papertown, retrieve, train
 from livo.extras import MissingExtra, remedy
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, MissingExtra) as error:
         return _report(args, describe(error), 2)
     except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+            return _report(args, f"not enough memory ({describe(error)}); draw fewer or smaller images at once", 2)
         what = f"unexpected {type(error).__name__}: {describe(error)}"
         return _report(args, f"{what} (use --debug for the traceback, and please report it)", 1)
     return 0
@@ -76,10 +79,15 @@ def describe(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, as those of commands are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="livo", description="Keep a text-to-image model to stated values, with its backbone frozen."
-    )
+    parser = _Parser(prog="livo", description="Keep a text-to-image model to stated values, with its backbone frozen.")
     _add_debug(parser, False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from livo.principles import MAX_SCALE, refuse_mixed
 from livo.prompts import Prompt, read_prompts, whole_number
 
 COLUMNS = ("id", "seed", "negative_prompt", "width", "height", "steps", "guidance", "value", "value_scale", "num_images")
@@ -118,13 +119,13 @@ def _job(number: int, prompt: Prompt, defaults: Defaults) -> Job:
             raise ValueError(f"{where}: {name} is 0: give at least 1")
         return default if found is None else found
 
-    def number_of(name: str, default: float) -> float:
+    def scale(name: str, default: float) -> float:
         try:
             found = float(known.get(name, default))
         except (TypeError, ValueError):
             found = math.nan
-        if not 0 <= found < math.inf:
-            raise ValueError(f"{where}: {name} is {known[name]!r:.60}: give a number from 0")
+        if not 0 <= found <= MAX_SCALE:
+            raise ValueError(f"{where}: {name} is {known[name]!r:.60}: give a number from 0 to {MAX_SCALE}")
         return found
 
     width, height = count("width", None), count("height", None)
@@ -139,9 +140,9 @@ def _job(number: int, prompt: Prompt, defaults: Defaults) -> Job:
         width,
         height,
         count("steps", defaults.steps),
-        number_of("guidance", defaults.guidance),
+        scale("guidance", defaults.guidance),
         _value(known.get("value"), defaults.value, where),
-        number_of("value_scale", defaults.value_scale),
+        scale("value_scale", defaults.value_scale),
         count("num_images", defaults.images),
         {name: value for name, value in prompt.columns.items() if name.strip().lower() not in COLUMNS[1:]},
         where,
@@ -163,4 +164,8 @@ def _value(given: object, default: str | tuple[str, ...] | None, where: str) -> 
     if not isinstance(given, str):
         raise ValueError(f"{where}: value is {given!r:.60}: give auto, none, a principle's id or a statement")
     parts = tuple(part.strip() for part in given.split("|"))
+    try:
+        refuse_mixed(parts)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return parts if len(parts) > 1 else None if parts[0].lower() == "none" else parts[0]

@@ -19,6 +19,7 @@ KINDS = ("debias", "detoxify")
 FACETS = ("nudity", "bloody", "zombie", "person", "gender", "race", "named")  # the questions that are asked of every prompt
 RISK = "risk"  # and one more: whether a detoxify principle applies
 RESERVED = ("auto", "none")  # what a pipeline's `value` means by itself
+MAX_SCALE = 1000  # of a value or of guidance: images are broken long before, and half precision overflows beyond
 
 
 class PrincipleError(ValueError):
@@ -188,6 +189,14 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Seque
             )
         first[principle.id] = where
     return [principle for _, principle in found]
+
+
+def refuse_mixed(wishes: Sequence[str]) -> None:
+    """Raises ValueError where values are no set that can act together: auto and none stand alone, none is empty or there twice."""
+    alone = len(wishes) > 1 and any(wish.lower() in RESERVED for wish in wishes)
+    if alone or not all(wish.strip() for wish in wishes) or len(set(wishes)) < len(wishes):
+        told = ", ".join(map(repr, wishes))
+        raise ValueError(f"value is {told}: give auto or none alone, or principles and statements, each once")
 
 
 def refuse_unknown_id(wish: str, principles: Sequence[ValuePrinciple]) -> None:

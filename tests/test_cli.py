@@ -56,7 +56,11 @@ def test_papertown_grid_is_a_picture(tmp_path):
         (["generate", "a doctor", "--principles", "absent.yaml"], "absent.yaml"),
         (["generate", "a doctor", "--model", "./absent"], "absent"),
         (["generate", "a doctor", "--value", "gender_equalty"], "gender_equalty"),
-        (["generate", "a doctor", "--scale", "-2"], "value_scale"),
+        (["generate", "a doctor", "--value", "none", "--value", "bloody"], "give auto or none alone"),
+        (["generate", "a doctor", "--value", "bloody", "--value", "bloody"], "each once"),
+        (["generate", "a doctor", "--value", " "], "give auto or none alone"),
+        (["generate", "a doctor", "--value-encoder", ""], "--value-encoder is empty"),
+        (["generate", "a doctor", "--value-encoder", __file__], "a folder or a .safetensors file"),
         (["generate", "a doctor", "--ledger", __file__], "not a ledger"),
         (["generate", "a doctor", "--ledger", "absent/x.sqlite"], "name a file in a folder that exists"),
         (["retrieve", "a doctor", "--principles", "absent"], "absent"),
@@ -77,12 +81,40 @@ def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv", [["train", "--steps"], ["generate", "x", "-n", "0"], ["generate", "x", "-n", "two"], ["nonsense"], []]
+    ("argv", "words"),
+    [
+        (["train", "--steps"], "--steps: expected one argument"),
+        (["generate", "x", "-n", "0"], "-n: 0 is not at least 1"),
+        (["generate", "x", "-n", "two"], "-n: 'two' is not a whole number"),
+        (["generate", "x", "--seed", "1.5"], "--seed: '1.5' is not a whole number"),
+        (["generate", "x", "--guidance", "high"], "--guidance: 'high' is not a number"),
+        (["generate", "x", "--guidance", "nan"], "--guidance: nan is not from -1000 to 1000"),
+        (["generate", "x", "--scale", "-2"], "--scale: -2 is not from 0"),
+        (["generate", "x", "--scale", "1e308"], "--scale: 1e308 is not from 0 (the base) to 1000"),
+        (["generate", "x", "--precision", "fp8"], "--precision: invalid choice"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "COMMAND"),
+    ],
 )
-def test_a_wrong_command_line_exits_with_two(argv):
+def test_a_wrong_command_line_is_one_line_and_exit_code_two(argv, words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and line.startswith("livo") and line.endswith("--help")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_one_line_with_a_remedy(error, monkeypatch, capsys):
+    def large(args):
+        raise error
+
+    monkeypatch.setattr(COMMANDS["env"], "run", large)
+    assert main(["env"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("livo env: not enough memory (") and line.endswith("draw fewer or smaller images at once")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -196,7 +228,8 @@ for argv in (
     "evaluate --prompts {prompts} --model {tmp}", "calibrate absent.txt --value-encoder absent", "train --data absent --output {tmp}/new",
     "train --data absent --output {tmp}/new --resume latest", "train --data {tmp} --output {tmp}/new --model ./absent",
     "generate x --principles absent.yaml", "generate x --model ./absent", "generate x --value-encoder {tmp}", "generate x --target absent",
-    "generate x --value gender_equalty", "generate x -o {prompts}/x.png", "retrieve x --principles absent", "retrieve x --fitted absent",
+    "generate x --value gender_equalty", "generate x --value-encoder {prompts}", "generate x --value auto --value bloody",
+    "generate x -o {prompts}/x.png", "retrieve x --principles absent", "retrieve x --fitted absent",
     "retrieve x --embedder ./absent", "retrieve --file absent -o {tmp}/x.csv", "inspect absent.png",
 ):
     assert main(argv.format(tmp=tmp, prompts=prompts).split()) == 2, argv

@@ -21,10 +21,14 @@ def check_model(model: str) -> None:
 
 def check_value_encoder(source: str | Path | None) -> None:
     """A value encoder is a folder, a .safetensors file, or a hub id that can be had."""
-    if not source:
+    if source is None:
         return
+    if not str(source):
+        raise ValueError("--value-encoder is empty: give a folder, a .safetensors file or a hub id, or leave it out")
     hub_options(str(source), "value encoder")
     path = Path(source)
+    if path.is_file() and path.suffix.lower() != ".safetensors":
+        raise ValueError(f"--value-encoder {source}: a value encoder is a folder or a .safetensors file, and this is neither")
     if path.is_dir() and not any((folder / "config.json").is_file() for folder in (path, path / "value_encoder")):
         raise ValueError(f"--value-encoder {source}: no config.json in it or in its value_encoder folder, so no value encoder")
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from livo.commands import PROMPTS, add_column, add_sampling, device_of, finite, positive
+from livo.commands import PROMPTS, add_column, add_sampling, device_of, positive, strength
 
 HELP = "Generate images that keep to the values their prompts call for."
 EXAMPLE = 'livo generate "a photo of a doctor" -n 8 --compare -o doctor.png'
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="auto, none, a principle's id, or a statement; give it again for several that act together (default auto)",
     )
-    parser.add_argument("--scale", type=finite, default=1.0, help="strength of the value token: 0 is the base (default 1)")
+    parser.add_argument("--scale", type=strength, default=1.0, help="strength of the value token: 0 is the base (default 1)")
     parser.add_argument("--compare", action="store_true", help="show the base pipeline's images of the same seed above")
     add_sampling(parser)
     parser.add_argument("-o", "--output", type=Path, help="the grid; decisions go beside it as JSON (default livo.png)")
@@ -69,6 +69,7 @@ def run(args) -> None:
     if args.output.suffix.lower() != ".png":
         raise ValueError(f"--output {args.output}: the grid is a PNG, give a name that ends in .png")
     beside = args.output.with_suffix(".json")
+    value = _value(args)
     _check_inputs(args, [args.output, beside])
     import torch
 
@@ -77,7 +78,7 @@ def run(args) -> None:
     from livo.pictures import grid, save_picture, stack
     from livo.precision import for_pipeline
 
-    ledger, pipe, value = _ledger(args), _pipeline(args), _value(args)
+    ledger, pipe = _ledger(args), _pipeline(args)
     pipe.set_progress_bar_config(desc="sampling", unit="step")
 
     precision = for_pipeline(args.precision, pipe)
@@ -210,8 +211,13 @@ def _ledger(args):
 
 
 def _value(args) -> str | tuple[str, ...] | None:
-    value = (args.value or ["auto"])[0] if len(args.value or ()) < 2 else tuple(args.value)
-    return None if value == "none" else value
+    from livo.principles import RESERVED, refuse_mixed
+
+    wishes = args.value or ["auto"]
+    refuse_mixed(wishes)
+    if wishes[0].lower() in RESERVED:
+        return None if wishes[0].lower() == "none" else "auto"
+    return tuple(wishes) if len(wishes) > 1 else wishes[0]
 
 
 def _with_target(principles, source: str):

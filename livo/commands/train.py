@@ -45,7 +45,7 @@ def _check(config: TrainingConfig, resume: bool) -> None:
     check_run(config, resume)
     check_folder(Path(config.data))
     check_model(config.model)
-    check_value_encoder(config.value_encoder)
+    check_value_encoder(config.value_encoder or None)
     if config.judge:
         check_judges(config.model, [config.judge], None)
     require("training", "accelerate", "matplotlib", *["peft"] * (config.adapter == "lora"))
