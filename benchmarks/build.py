@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from livo import building
-from livo.judges import PapertownJudge, load_judge
-from livo.pipeline import LiVOPipeline
-from livo.precision import HELP, PRECISIONS, for_pipeline
-from livo.principles import bundled_principles, load_principles
+from livo.data import builder
+from livo.evaluation.judges import PapertownJudge, load_judge
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.precision import HELP, PRECISIONS, for_pipeline
+from livo.principles.principle import bundled_principles, load_principles
 
 
-def bare(pipe: LiVOPipeline, prompts: list[str], options: building.Options) -> float:
+def bare(pipe: LiVOPipeline, prompts: list[str], options: builder.Options) -> float:
     precision = for_pipeline(options.precision, pipe)
     start = time.perf_counter()
     for first in range(0, len(prompts), options.batch):
@@ -37,10 +37,10 @@ def bare(pipe: LiVOPipeline, prompts: list[str], options: building.Options) -> f
     return len(prompts) / (time.perf_counter() - start)
 
 
-def built(pipe: LiVOPipeline, judge: PapertownJudge, principle, options: building.Options) -> tuple[float, int]:
+def built(pipe: LiVOPipeline, judge: PapertownJudge, principle, options: builder.Options) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        for progress in building.build(pipe, judge, [principle], Path(folder), options):
+        for progress in builder.build(pipe, judge, [principle], Path(folder), options):
             images = progress.images
         return images / (time.perf_counter() - start), images
 
@@ -60,7 +60,7 @@ def main() -> None:
     principle = replace(principle, construct=replace(principle.construct, pairs=args.pairs))
     rates: dict[str, list[float]] = {"bare pipeline": [], "livo build": []}
     for turn in range(args.turns + 1):
-        options = building.Options(seed=turn, batch=64, guidance=5.0, precision=args.precision)
+        options = builder.Options(seed=turn, batch=64, guidance=5.0, precision=args.precision)
         ours, images = built(pipe, judge, principle, options)
         theirs = bare(pipe, ["a photo of a bloody doctor at night"] * images, options)
         if turn:  # the first warms up

@@ -1,4 +1,4 @@
-"""Images a second of `livo.evaluation.evaluate`, judging and writing included, against the bare pipeline, A B A B in one run.
+"""Images a second of `livo.evaluation.runner.evaluate`, judging and writing included, against the bare pipeline, A B A B in one run.
 
 Both make the same images in the same batches. The first turn of each is a warm-up and is not counted.
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from livo.evaluation import Method, Settings, evaluate, image_seed, units
-from livo.judges import load_judge
-from livo.pipeline import LiVOPipeline
-from livo.precision import HELP, PRECISIONS, for_pipeline
-from livo.prompts import Prompt
+from livo.evaluation.runner import Method, Settings, evaluate, image_seed, units
+from livo.evaluation.judges import load_judge
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.precision import HELP, PRECISIONS, for_pipeline
+from livo.utils.prompt_files import Prompt
 
 
 def bare(pipe: LiVOPipeline, prompts: list[Prompt], settings: Settings) -> None:

@@ -17,17 +17,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from livo import metrics
-from livo.config import TrainingConfig
-from livo.files import replacing
-from livo.judges import load_judge
+from livo.evaluation import metrics
+from livo.training.config import TrainingConfig
+from livo.utils.files import replacing
+from livo.evaluation.judges import load_judge
 from livo.papertown import world
 from livo.papertown.build import TRAINING
 from livo.papertown.reading import Reader, bias, kept, scenes
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
-from livo.pipeline import LiVOPipeline
-from livo.precision import settle
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.precision import settle
 
 STEPS, IMAGES = 350, 16
 RUNS = {

@@ -30,21 +30,22 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from livo import build_folder, building
-from livo.adapters import ValueEncoderAdapter
-from livo.batches import Batches, cached
-from livo.conditioning import encode_value, fuse, tokenize, value_text
-from livo.config import TrainingConfig
-from livo.judges import load_judge
-from livo.loss import Loss, objective_function
-from livo.memory import peak_memory, reset_peak_memory
-from livo.noising import Noising
-from livo.objectives import squared_error
+from livo.data import build_folder
+from livo.data import builder
+from livo.training.adapters import ValueEncoderAdapter
+from livo.training.sampler import Batches, cached
+from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
+from livo.training.config import TrainingConfig
+from livo.evaluation.judges import load_judge
+from livo.training.step import Loss, objective_function
+from livo.utils.memory import peak_memory, reset_peak_memory
+from livo.training.noise import Noising
+from livo.training.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING
-from livo.pipeline import PAPERTOWN, LiVOPipeline
-from livo.precision import HELP, PRECISIONS, Precision, resolve
-from livo.preferences import read
-from livo.principles import bundled_principles, load_principles
+from livo.pipelines.stable_diffusion import PAPERTOWN, LiVOPipeline
+from livo.utils.precision import HELP, PRECISIONS, Precision, resolve
+from livo.data.preference_dataset import read
+from livo.principles.principle import bundled_principles, load_principles
 
 
 def sd15() -> LiVOPipeline:
@@ -122,7 +123,7 @@ def papertown_pairs(pipe: LiVOPipeline, folder: Path) -> Path:
     judge = load_judge("papertown")
     principles = load_principles(bundled_principles())
     principles = [replace(p, construct=replace(p.construct, pairs=6, direction_pairs=6)) for p in principles]
-    list(building.build(pipe, judge, principles, folder, GENERATION))
+    list(builder.build(pipe, judge, principles, folder, GENERATION))
     build_folder.finish(folder, principles)
     return folder
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import livo
 from livo import LiVOPipeline
-from livo.pictures import grid, save_picture, stack
+from livo.utils.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: load your model here, and a ControlNetModel.from_pretrained(...) that was trained for it.
 MODEL = "papertown"

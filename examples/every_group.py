@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline, ValueLedger
-from livo.pictures import grid, save_picture, stack
+from livo.utils.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"

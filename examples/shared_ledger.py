@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from livo import LiVOPipeline, ValueLedger
-from livo.pictures import grid, save_picture
+from livo.utils.pictures import grid, save_picture
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"

@@ -2,24 +2,24 @@
 
 from importlib import import_module
 
-from livo.logs import drop_empty_warnings
+from livo.utils.logs import drop_empty_warnings
 
 drop_empty_warnings()  # before diffusers is imported, which brings the first of them
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "LiVOPipeline": "livo.pipeline",
-    "LiVOXLPipeline": "livo.pipeline",
-    "ValueDecision": "livo.deciding",
-    "ValueEncoder": "livo.value_encoder",
-    "ValueLedger": "livo.ledger",
-    "ValuePrinciple": "livo.principles",
-    "ValueRetriever": "livo.retriever",
-    "aligned": "livo.attaching",
-    "attach": "livo.attaching",
-    "detach": "livo.attaching",
-    "load_principles": "livo.principles",
+    "LiVOPipeline": "livo.pipelines.stable_diffusion",
+    "LiVOXLPipeline": "livo.pipelines.stable_diffusion",
+    "ValueDecision": "livo.retrieval.rules",
+    "ValueEncoder": "livo.value_encoder.encoder",
+    "ValueLedger": "livo.pipelines.ledger",
+    "ValuePrinciple": "livo.principles.principle",
+    "ValueRetriever": "livo.retrieval.retriever",
+    "aligned": "livo.pipelines.attach",
+    "attach": "livo.pipelines.attach",
+    "detach": "livo.pipelines.attach",
+    "load_principles": "livo.principles.principle",
 }
 __all__ = list(_HOMES)
 

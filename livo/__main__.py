@@ -1,5 +1,5 @@
 import sys
 
-from livo.cli import main
+from livo.cli.main import main
 
 sys.exit(main())

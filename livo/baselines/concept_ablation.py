@@ -10,11 +10,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit, cross_attention, encode
-from livo.files import differing, write_json
-from livo.hashing import weights_hash
-from livo.noising import Noising
-from livo.optimising import Record, optimise
-from livo.precision import for_pipeline
+from livo.utils.files import differing, write_json
+from livo.utils.hashing import weights_hash
+from livo.training.noise import Noising
+from livo.training.loop import Record, optimise
+from livo.utils.precision import for_pipeline
 
 
 class ConceptAblation(WeightEdit):
@@ -48,7 +48,7 @@ class ConceptAblation(WeightEdit):
         Args:
             pairs: Target and anchor prompts: ("a bloody doctor", "a doctor").
             images: Images drawn for each anchor.
-            precision: Of drawing and training, as in `livo.precision.resolve`.
+            precision: Of drawing and training, as in `livo.utils.precision.resolve`.
         """
         settings = {"pairs": len(pairs), "steps": steps, "lr": lr, "batch": batch, "images": images, "seed": seed}
         own = cross_attention(pipe)

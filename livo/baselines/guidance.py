@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import encode
-from livo.drawing import noted
+from livo.pipelines.settings import noted
 
 
 class GuidanceEdit:

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit
-from livo.lora import load_lora, lora_modules
+from livo.pipelines.lora import load_lora, lora_modules
 
 
 class LoRA(WeightEdit):

@@ -9,7 +9,7 @@ from inspect import Signature, signature
 
 from diffusers import DiffusionPipeline
 
-from livo.drawing import noted
+from livo.pipelines.settings import noted
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from livo.drawing import noted
-from livo.files import replacing
-from livo.hashing import tensors_hash
-from livo.weights import check_tensors, read_tensors
+from livo.pipelines.settings import noted
+from livo.utils.files import replacing
+from livo.utils.hashing import tensors_hash
+from livo.utils.weights import check_tensors, read_tensors
 
 
 class Baseline(Protocol):

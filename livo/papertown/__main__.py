@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from livo.precision import HELP, PRECISIONS
+from livo.utils.precision import HELP, PRECISIONS
 
 parser = argparse.ArgumentParser(prog="python -m livo.papertown", description="Rebuild Papertown's weights, or measure them.")
 parser.add_argument("what", choices=["build", "calibrate", "figures"])

@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from livo.optimising import Autocast, optimise
+from livo.training.loop import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.scene import LABELS
 

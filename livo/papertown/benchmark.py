@@ -12,25 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
-from livo import evaluation, metrics, report, results
+from livo.evaluation import runner
+from livo.evaluation import metrics
+from livo.evaluation import report
+from livo.evaluation import results
 from livo.baselines import Baseline
-from livo.environment import versions
-from livo.evaluation import Method, Settings
-from livo.files import replacing, write_json
-from livo.hashing import weights_hash
-from livo.judges import PapertownJudge, load_judge
-from livo.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
+from livo.utils.versions import versions
+from livo.evaluation.runner import Method, Settings
+from livo.utils.files import replacing, write_json
+from livo.utils.hashing import weights_hash
+from livo.evaluation.judges import PapertownJudge, load_judge
+from livo.evaluation.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
 from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
-from livo.pipeline import LiVOPipeline
-from livo.precision import settle
-from livo.progress import follow_evaluation
-from livo.prompts import Prompt
-from livo.readings import Readings, gather, seen
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.precision import settle
+from livo.utils.progress import follow_evaluation
+from livo.utils.prompt_files import Prompt
+from livo.evaluation.readings import Readings, gather, seen
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
 JUDGE = "papertown-judge"
@@ -236,14 +239,14 @@ def _references(pipe, judge, items, work: Path, settings: Settings) -> dict[str,
         wanted = sum(item.prompt.group == "people" if name == "people" else item.prompt.group in world.RISKS for item in items)
         each = max(1, wanted * settings.images // len(prompts))
         mine = replace(settings, images=each, group=1)
-        method = evaluation.reference(prompts)
+        method = runner.reference(prompts)
         found = _run(pipe, judge, [method], prompts, work / f"reference-{name}", mine)[method.name]
         features[name] = found.features[found.good]
     return features
 
 
 def _run(pipe, judge, methods, prompts, folder: Path, settings: Settings) -> dict[str, Readings]:
-    follow_evaluation(evaluation.evaluate(pipe, methods, prompts, [judge], folder, settings))
+    follow_evaluation(runner.evaluate(pipe, methods, prompts, [judge], folder, settings))
     return {m.name: gather(folder, m, prompts, [judge], settings) for m in methods}
 
 

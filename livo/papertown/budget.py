@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from livo.config import flag, option
-from livo.precision import HELP, PRECISIONS
+from livo.training.config import flag, option
+from livo.utils.precision import HELP, PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,23 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from livo import build_folder, building
-from livo.config import TrainingConfig
-from livo.files import remove, replacing
-from livo.judges import PapertownJudge
-from livo.optimising import Autocast
+from livo.data import build_folder
+from livo.data import builder
+from livo.training.config import TrainingConfig
+from livo.utils.files import remove, replacing
+from livo.evaluation.judges import PapertownJudge
+from livo.training.loop import Autocast
 from livo.papertown import backbone, judging
 from livo.papertown.scene import LABELS
-from livo.pipeline import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
-from livo.precision import settle
-from livo.principles import bundled_principles, load_principles
-from livo.progress import follow_build, follow_training
-from livo.training import train
+from livo.pipelines.stable_diffusion import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
+from livo.utils.precision import settle
+from livo.principles.principle import bundled_principles, load_principles
+from livo.utils.progress import follow_build, follow_training
+from livo.training.trainer import train
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
-GENERATION = building.Options(batch=64, guidance=5.0)
+GENERATION = builder.Options(batch=64, guidance=5.0)
 TRAINING = TrainingConfig(
     data="-",
     output="-",
@@ -55,7 +56,7 @@ REFINING = {  # the second run
 
 
 def build(work: Path, weights: Path = PAPERTOWN, precision: str = "auto") -> None:
-    """Everything, in order; `weights` is replaced when all of it is there. `precision` as in `livo.precision.resolve`, but not fp16."""
+    """Everything, in order; `weights` is replaced when all of it is there. `precision` as in `livo.utils.precision.resolve`, but not fp16."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = settle(work, precision, device, fp16=False)
     if found.resolved == "fp16":
@@ -130,8 +131,8 @@ def _build_backbone(work: Path, device: str, autocast: Autocast) -> LiVOPipeline
 def _build_preferences(work: Path, pipe: LiVOPipeline, judge: PapertownJudge, precision: str) -> None:
     principles, options = load_principles(bundled_principles()), replace(GENERATION, precision=precision)
     folder = work / "preferences"
-    building.prepare(folder, pipe, judge, principles, options)
-    follow_build(building.build(pipe, judge, principles, folder, options))
+    builder.prepare(folder, pipe, judge, principles, options)
+    follow_build(builder.build(pipe, judge, principles, folder, options))
     build_folder.finish(folder, principles)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from livo import metrics
+from livo.evaluation import metrics
 from livo.papertown import world
 from livo.papertown.reading import IMAGES, Reader, Reading, scenes
 from livo.papertown.scene import Scene, describe
-from livo.principles import ValuePrinciple
+from livo.principles.principle import ValuePrinciple
 
 Principles = dict[str, ValuePrinciple]
 OTHER_WORDS = ("{}", "a picture of {}", "an image of {}", "a photograph of {}")  # than "a photo of {}"

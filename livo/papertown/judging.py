@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from livo.judges import PapertownJudge
-from livo.optimising import Autocast, optimise
+from livo.evaluation.judges import PapertownJudge
+from livo.training.loop import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene

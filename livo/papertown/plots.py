@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from livo.files import replacing
-from livo.pictures import grid, save_picture, stack
+from livo.utils.files import replacing
+from livo.utils.pictures import grid, save_picture, stack
 
 _OURS, _OTHERS, _GAMMA = "#1a7f5a", "#5a6270", "#d98e04"
 

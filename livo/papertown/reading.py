@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from livo import metrics
-from livo.files import write_json
-from livo.hashing import weights_hash
-from livo.judges import PapertownJudge
+from livo.evaluation import metrics
+from livo.utils.files import write_json
+from livo.utils.hashing import weights_hash
+from livo.evaluation.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.scene import Scene
-from livo.pipeline import LiVOPipeline
-from livo.precision import settle
-from livo.principles import ValuePrinciple
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.precision import settle
+from livo.principles.principle import ValuePrinciple
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
 Reading = dict[str, str]
@@ -29,7 +29,7 @@ Value = ValuePrinciple | tuple[ValuePrinciple, ...] | None
 class Reader:
     """Generates a prompt's images and has them judged, once: readings are kept in `cache`, so an interrupted run resumes.
 
-    `precision` as in `livo.precision.resolve`.
+    `precision` as in `livo.utils.precision.resolve`.
     """
 
     def __init__(self, pipe: LiVOPipeline, judge: PapertownJudge, cache: Path, images: int = IMAGES, precision: str = "auto"):

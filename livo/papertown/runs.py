@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from livo import build_folder, building
+from livo.data import build_folder
+from livo.data import builder
 from livo.baselines import WeightEdit
-from livo.config import TrainingConfig
-from livo.construct import Construct
-from livo.files import replacing
-from livo.judges import load_judge
+from livo.training.config import TrainingConfig
+from livo.principles.construction import Construct
+from livo.utils.files import replacing
+from livo.evaluation.judges import load_judge
 from livo.papertown.build import GENERATION
-from livo.pipeline import LiVOPipeline
-from livo.preferences import MANIFEST
-from livo.principles import bundled_principles, load_principles
-from livo.progress import follow_build, follow_training
-from livo.training import train
-from livo.value_encoder import ValueEncoder
+from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.data.preference_dataset import MANIFEST
+from livo.principles.principle import bundled_principles, load_principles
+from livo.utils.progress import follow_build, follow_training
+from livo.training.trainer import train
+from livo.value_encoder.encoder import ValueEncoder
 
 
 def data(work: Path, populations: bool, precision: str = "auto") -> Path:
@@ -37,8 +38,8 @@ def data(work: Path, populations: bool, precision: str = "auto") -> Path:
         pipe.set_progress_bar_config(disable=True)
         judge = load_judge("papertown")
         options = replace(GENERATION, populations=populations, precision=precision)
-        building.prepare(folder, pipe, judge, principles, options)
-        follow_build(building.build(pipe, judge, principles, folder, options))
+        builder.prepare(folder, pipe, judge, principles, options)
+        follow_build(builder.build(pipe, judge, principles, folder, options))
         build_folder.finish(folder, principles)
     return folder
 

@@ -8,7 +8,7 @@ from PIL import Image
 from livo.papertown import world
 from livo.papertown.render import render
 from livo.papertown.scene import Scene
-from livo.pictures import grid, stack
+from livo.utils.pictures import grid, stack
 
 
 def world_sheet() -> Image.Image:

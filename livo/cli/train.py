@@ -1,0 +1,51 @@
+"""`livo train`"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from livo.training.config import TrainingConfig, add_options, check_run
+from livo.utils.extras import installed, require
+
+HELP = "Train a value encoder or a LoRA on preference data."
+EXAMPLE = "livo train --data data/gender --output runs/gender --steps 600 --lr 4e-4 --beta 100 --alpha 50 --gamma-1 5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", choices=["latest"], help="go on from the newest checkpoint in --output")
+    add_options(parser, TrainingConfig)
+
+
+def run(args) -> None:
+    values = {option.name: getattr(args, option.name) for option in fields(TrainingConfig)}
+    config = TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    _check(config, args.resume is not None)
+    from livo.utils.progress import follow_training
+    from livo.training.trainer import train
+
+    main = int(os.environ.get("RANK", 0)) == 0
+    records = train(config, resume=args.resume is not None)
+    shown = ("loss", "accuracy", "winner_active", "loser_active", "grad_norm", "drift")
+    follow_training(records, config.adapter, config.steps, shown, disable=not main)
+    if main:
+        beside = "curves.png, metrics.jsonl and TensorBoard's files" if installed("tensorboard") else "curves.png and metrics.jsonl"
+        print(f"{config.output}/{config.adapter} written; {beside} lie beside it")
+
+
+def _check(config: TrainingConfig, resume: bool) -> None:
+    """What can be said of a run before torch is imported."""
+    from livo.cli.checks import check_judges, check_model, check_value_encoder
+    from livo.utils.files import check_output
+    from livo.data.preference_dataset import check_folder
+
+    check_output(Path(config.output), folder=True)
+    check_run(config, resume)
+    check_folder(Path(config.data))
+    check_model(config.model)
+    check_value_encoder(config.value_encoder or None)
+    if config.judge:
+        check_judges(config.model, [config.judge], None)
+    require("training", "accelerate", "matplotlib", *["peft"] * (config.adapter == "lora"))

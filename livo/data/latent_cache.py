@@ -1,0 +1,104 @@
+"""The latents of preference data, computed once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from livo.utils.files import replacing
+from livo.utils.hashing import weights_hash
+from livo.data.preference_dataset import PreferenceError, Sample, digest, open_sample
+
+_SHARD = 256
+_DECODED = 2  # counted up when pictures are decoded in another way, so that no latent of the old way is used
+
+
+class LatentCache:
+    """Latents of images, computed once: (2, C, h, w) each, as it is and mirrored, scaled as the backbone wants them.
+
+    They lie in safetensors shards in a folder named after the VAE's hash and the resolution, under the hash of the image file's
+    contents; so a changed image or another VAE is encoded anew, and what is there is used by every later run.
+    """
+
+    def __init__(self, folder: str | Path, vae: AutoencoderKL, resolution: int):
+        self.vae, self.resolution = vae, resolution
+        self.folder = Path(folder) / f"latents-{weights_hash(vae)}-{resolution}-{_DECODED}"
+        self._shards: dict[str, Path] = {}
+
+    def fill(self, samples: Sequence[Sample], batch: int = 16, rank: int = 0, world: int = 1) -> None:
+        """Encode what is missing; of several processes each takes its share, and all must wait for each other before `load`.
+
+        Raises:
+            PreferenceError: an image cannot be read.
+        """
+        self._find()
+        keys = {digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or open_sample(sample)}
+        mine = sorted(keys)[rank::world]  # of all, not of what is missing, which another process may be changing
+        missing = [(key, keys[key]) for key in mine if key not in self._shards]
+        bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
+        for first in range(0, len(missing), _SHARD):
+            shard = missing[first : first + _SHARD]
+            tensors = {}
+            for i in range(0, len(shard), batch):
+                part = shard[i : i + batch]
+                latents = self._encode([open_sample(sample) for _, sample in part])
+                if not latents.isfinite().all():
+                    raise PreferenceError(
+                        f"{part[0][1].where}: the VAE's latents are not finite; encode in float32, or take another VAE"
+                    )
+                tensors |= {key: latents[:, j].contiguous() for j, (key, _) in enumerate(part)}
+                bar.update(len(part))
+            name = digest("".join(tensors).encode())
+            with replacing(self.folder / f"{name}.safetensors") as temporary:
+                save_file(tensors, temporary)
+        bar.close()
+
+    def load(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """Latents (N, 2, C, h, w), in the order of the samples."""
+        self._find()
+        keys = [digest(sample.file.read_bytes()) for sample in samples]
+        wanted: dict[Path, set[str]] = defaultdict(set)
+        for key in keys:
+            wanted[self._shards[key]].add(key)
+        tensors = {}
+        for file, members in wanted.items():
+            with safe_open(file, "pt") as shard:
+                tensors |= {key: shard.get_tensor(key) for key in members}
+        return torch.stack([tensors[key] for key in keys])
+
+    def _find(self) -> None:
+        self._shards = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, "pt") as shard:
+                    self._shards |= dict.fromkeys(shard.keys(), file)
+            except SafetensorError as error:
+                raise PreferenceError(f"{file}: not a readable safetensors file ({error}); delete it, it is made again") from None
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([_pixels(image, self.resolution) for image in images])
+        pixels = torch.cat([pixels, pixels.flip(-1)]).to(self.vae.device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        latents = (latents - shift) * self.vae.config.scaling_factor
+        return latents.float().cpu().unflatten(0, (2, len(images)))
+
+
+def _pixels(image: Image.Image, resolution: int) -> torch.Tensor:
+    """Centre crop, scaled: (3, resolution, resolution) in -1..1."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != resolution:
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

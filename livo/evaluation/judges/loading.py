@@ -1,0 +1,77 @@
+"""Which judge a word of the command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from livo.evaluation.judge_spec import NO_JUDGE, parse_judge
+from livo.evaluation.judges.base import RISK, Judge, Words, loading
+from livo.evaluation.judges.classifier import ClassifierJudge, labels_of, unsafe_labels
+from livo.evaluation.judges.clip import TEMPLATE, ZERO_SHOT, CLIPJudge
+from livo.evaluation.judges.papertown import BUNDLED, PapertownJudge, is_papertown
+from livo.evaluation.judges.safety import SafetyCheckerJudge
+from livo.evaluation.judges.vision_language import VisionLanguageJudge
+from livo.principles.principle import ValuePrinciple
+
+
+def load_judge(
+    spec: str, principles: Sequence[ValuePrinciple] = (), device: str | torch.device = "cpu", also: Words | None = None
+) -> Judge:
+    """The judge that `spec` names: what it is asked follows from the principles.
+
+    Args:
+        spec: "papertown" or the folder of a Papertown judge; else KIND:SOURCE, with a hub id or a folder and, for a hub id, @REVISION:
+            "clip:openai/clip-vit-large-patch14", "vlm:llava-hf/llava-1.5-7b-hf", "nsfw:...", "safety:...", "gender:..." (or any other
+            attribute of the principles: an image classifier whose labels are its classes).
+        also: Further attributes for the judges that are asked in words, clip and vlm.
+
+    Raises:
+        ValueError: it cannot be loaded, or cannot tell what it is asked; the message says what to do.
+    """
+    words: dict[str, dict[str, str]] = {}
+    for principle in principles:
+        if principle.attributes:
+            words.setdefault(principle.judged, {}).update(principle.attributes)
+    kind, source, revision = parse_judge(spec, words)
+    if kind == "papertown":
+        folder = BUNDLED if spec == "papertown" else Path(spec)
+        with loading("papertown", folder):
+            return PapertownJudge.from_pretrained(folder).float().to(device)
+    options = {"revision": revision, "device": device}
+    if kind in ("clip", "vlm") and not words:
+        raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
+    more = {name: dict(classes) for name, classes in (also or {}).items() if name not in words}
+    if kind == "clip":  # the paper's words for a class are its name, "male"; a risk has no word but its description
+        plain = {a: {n: w if set(c) == set(RISK) else n for n, w in c.items()} for a, c in words.items()}
+        templates = dict.fromkeys(plain, TEMPLATE) | dict.fromkeys(more, ZERO_SHOT)
+        return CLIPJudge(source, plain | more, templates if more else TEMPLATE, **options)
+    if kind == "vlm":
+        return VisionLanguageJudge(source, words | more, **options)
+    if kind == "safety":
+        return SafetyCheckerJudge(source, **options)
+    if kind == "nsfw":
+        return ClassifierJudge(source, kind, unsafe_labels, **options)
+    return ClassifierJudge(source, kind, lambda labels: labels_of(labels, tuple(words[kind])), **options)
+
+
+def judge_for(
+    pipe: DiffusionPipeline,
+    spec: str | None,
+    principles: Sequence[ValuePrinciple] = (),
+    device: str | torch.device = "cpu",
+    also: Words | None = None,
+) -> Judge:
+    """The judge that `spec` names, which must be able to read what `pipe` draws. Without a name: Papertown's, for Papertown alone.
+
+    Raises:
+        ValueError: no judge is named and the pipeline is not Papertown; or the judge cannot be loaded, or is for other pictures.
+    """
+    if not spec and not is_papertown(pipe):
+        raise ValueError(NO_JUDGE)
+    judge = load_judge(spec or "papertown", principles, device, also)
+    judge.check_pipeline(pipe)
+    return judge

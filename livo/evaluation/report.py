@@ -1,0 +1,189 @@
+"""An evaluation to look at: a table, a contact sheet, and one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from livo.utils.files import replacing
+from livo.evaluation.measures import cell
+from livo.utils.pictures import grid, save_picture, stack
+from livo.evaluation.readings import Readings
+from livo.evaluation.results import FLOORS
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#20242c}
+table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
+td,th{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}pre{font-size:12px;overflow-x:auto}
+details{margin:.4rem 0}summary{cursor:pointer}.note{color:#5a6270}"""
+
+
+_NO_JUDGE = ("images", "principles")  # figures that come from no judge
+
+
+def columns(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
+    """(judge, figure) of every column, in the order of the first method that has it; pooled figures and the like stay in the file."""
+    found: dict[tuple[str, str], None] = {}
+    for method in figures.values():
+        for judge, named in method.items():
+            found |= {(judge, name): None for name in named if not name.startswith(("discrepancy", "D2", "peak"))}
+    return list(found)
+
+
+def table(figures: Mapping[str, Mapping], only: Sequence[tuple[str, str]] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a method a row, a figure a column; a judge is named where there are several."""
+    wanted = list(only or columns(figures))
+    judges = {judge for judge, _ in wanted if judge not in _NO_JUDGE}
+    head = ["method", *(f"{judge}: {name}" if len(judges) > 1 and judge not in _NO_JUDGE else name for judge, name in wanted)]
+    rows = [[method, *(cell(named.get(judge, {}).get(name)) for judge, name in wanted)] for method, named in figures.items()]
+    return head, rows
+
+
+def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: methods side by side, figures below each other, since there are more of these.
+
+    What was measured for no method stands once, with its reason, and what a floor is stands below.
+    """
+    turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
+    turned = [row[:2] if _unmeasured(row[1]) and len(set(row[1:])) == 1 else row for row in turned]
+    full = [row for row in turned if len(row) == len(rows) + 1 and not (len(row) == 2 and _unmeasured(row[1]))]
+    widths = [max(len(row[0]) for row in turned), *(max(len(row[i + 1]) for row in full) for i in range(len(rows)))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip() for row in turned]
+    return "\n".join([*lines, FLOORS] if any("floor" in text for row in turned for text in row[1:]) else lines)
+
+
+def _unmeasured(text: str) -> bool:
+    return text.startswith("not measured")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Image:
+    """For the first prompts, spread over all of them, a row of images a method."""
+    readings = list(found.values())
+    total = len(readings[0].prompts)
+    chosen = [i * total // min(prompts, total) for i in range(min(prompts, total))]
+    sheets = []
+    for i in chosen:
+        for name, read in found.items():
+            images = [Image.fromarray(array) for array in read.thumbnails[i]]
+            title = f"{name}: {read.prompts[i].text}"
+            sheets.append(grid(images, min(len(images), 10), title=title, note=_decided(read.decisions[i]), cell=96))
+    return stack(sheets)
+
+
+def write(folder: Path, result: Mapping, found: Mapping[str, Readings]) -> None:
+    """contact.png and report.html in the evaluation's folder."""
+    sheet = contact_sheet(found)
+    save_picture(sheet, folder / "contact.png", {"settings": result["settings"], "methods": list(found)})
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(_page(result, found, sheet), encoding="utf-8")
+
+
+def _page(result: Mapping, found: Mapping[str, Readings], sheet: Image.Image) -> str:
+    parts = [
+        "<!doctype html><meta charset='utf-8'><title>LiVO evaluation</title>",
+        f"<style>{_STYLE}</style>",
+        "<h1>LiVO evaluation</h1>",
+    ]
+    images, count = result["settings"]["images"], len(next(iter(found.values())).prompts)
+    judges = "; ".join(f"{judge['name']} {judge['revision']}" for judge in result["judges"])
+    about = result["reference"]["what"] if result["reference"] else "none"
+    if result["reference"] and result["reference"]["broken"]:
+        about += f" (without {result['reference']['broken']} broken images)"
+    parts.append(
+        f"<p class='note'>{count} prompts, {images} images each. Judges: {html.escape(judges)}. Means over prompts with "
+        f"{result['intervals']}. Reference of FID and KID: {html.escape(about)}.</p>"
+    )
+    for group, figures in result["figures"].items():
+        head, rows = table(figures)
+        parts += [f"<h2>{html.escape(group)}</h2>", _html_table(head, rows), _floors(figures), _differences(figures)]
+    if result["disagreement"]:
+        lines = [
+            [m, pair, f"{d['differ']:.1f}", "" if d["kappa"] is None else f"{d['kappa']:.2f}"]
+            for m, all_ in result["disagreement"].items()
+            for pair, d in all_.items()
+        ]
+        parts += [
+            "<h2>Where the judges disagree</h2>",
+            _html_table(["method", "judges and attribute", "% that differ", "kappa"], lines),
+        ]
+    parts += ["<h2>Images</h2>", _picture(sheet), "<h2>Decisions</h2>"]
+    for name, read in found.items():
+        lines = [[prompt.text, _decided(rows)] for prompt, rows in zip(read.prompts, read.decisions, strict=True)]
+        parts.append(
+            f"<details><summary>{html.escape(name)}</summary>{_html_table(['prompt', 'what was decided'], lines)}</details>"
+        )
+    record = {key: value for key, value in result.items() if key != "figures"}
+    text = html.escape(json.dumps(record, indent=1))
+    parts.append(f"<h2>How it was made</h2><details><summary>Everything it depends on</summary><pre>{text}</pre></details>")
+    return "\n".join(parts)
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    line = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f"<table>{line}{body}</table>"
+
+
+def _differences(figures: Mapping[str, Mapping]) -> str:
+    """What each method has above the base, paired: by the same prompts, and by the same resamplings where a figure is no mean."""
+    above = {
+        method: {
+            judge: {name: f["minus_base"] for name, f in named.items() if "minus_base" in f} for judge, named in judges.items()
+        }
+        for method, judges in figures.items()
+        if method != "base"
+    }
+    head, rows = table(above)
+    if len(head) == 1:
+        return ""
+    return f"<details open><summary>Paired differences from the base</summary>{_html_table(head, rows)}</details>"
+
+
+def _floors(figures: Mapping[str, Mapping]) -> str:
+    """What a fair sampler scores, and which prompts have no figure."""
+    said = {}
+    for method, judges in figures.items():
+        for name, figure in (pair for named in judges.values() for pair in named.items()):
+            if figure.get("floor") is not None:
+                said[f"{name}, {method}: a fair sampler that draws each image on its own scores {figure['floor']:.1f}"] = None
+            if figure.get("missing"):
+                said[f"{name}, {method}: no image shows {', '.join(figure['missing'])}"] = None
+            if figure.get("kinds"):
+                kinds = ", ".join(f"{count} {kind}" for kind, count in figure["kinds"].items())
+                said[f"{method}: {figure['count']} of {figure['images']} images were not judged ({kinds})"] = None
+            if figure.get("left_out"):
+                said[f"{name}, {method}: {figure['left_out']} prompts have no figure"] = None
+    return "".join(f"<p class='note'>{html.escape(line)}.</p>" for line in said)
+
+
+def _picture(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"<img alt='contact sheet' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def _decided(decisions: Sequence[Mapping]) -> str:
+    """A prompt's decisions in one line: which principle, on how many images, in which directions, and why."""
+    first = decisions[0] if decisions else {}
+    if not first.get("statement"):
+        return first.get("why") or "as this method does it"
+    parts = []
+    for place in range(1 + len(first.get("also") or ())):
+        rows = [row if place == 0 else row["also"][place - 1] for row in decisions]
+        directions = Counter(row["direction"] for row in rows if row.get("direction"))
+        how = ", ".join(f"{name} {count}" for name, count in sorted(directions.items()))
+        on = f"{sum(bool(row['applied']) for row in rows)} of {len(rows)}"
+        parts.append(f"{rows[0]['id'] or rows[0]['statement']} on {on}{f' ({how})' if how else ''}: {rows[0]['why']}")
+    return "; ".join(parts)

@@ -1,0 +1,144 @@
+"""Publishing: the model cards of a pipeline and of trained weights, and the upload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from huggingface_hub import create_repo, upload_folder
+
+from livo.training.config import TrainingConfig
+from livo.principles.principle import ValuePrinciple
+
+
+def pipeline_card(
+    base_model: str,
+    loads_with: str,
+    principles: Sequence[ValuePrinciple],
+    encoders: Mapping[str, tuple[Sequence[str] | None, str]],
+    records: Mapping[str, Mapping | None],
+    license: str = "other",
+) -> str:
+    """README.md of a repository: what it is for, how its encoder came about, and what is known of its limits.
+
+    `loads_with` is the call that loads it, `encoders` the statements (None where they are not recorded) and the hash of each encoder by
+    name, `records` their training records (None where one came without).
+    """
+    head = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": license, "tags": ["livo", "text-to-image"]}
+    if base_model:
+        head["base_model"] = base_model
+    values = "\n".join(f"- `{p.id}` ({p.kind}): {p.statement}" for p in principles) or "- none"
+    known = _each({name: "not recorded" if words is None else "; ".join(words) for name, (words, _) in encoders.items()})
+    weights = ", ".join(f"weights {digest}" for _, digest in encoders.values()) or "weights not there"
+    what = "a LiVO value encoder" if len(encoders) < 2 else f"{len(encoders)} LiVO value encoders ({', '.join(encoders)})"
+    return f"""---
+{yaml.safe_dump(head, sort_keys=True)}---
+
+# {base_model or "A text-to-image model"} with values
+
+A frozen text-to-image model and {what} ({weights}). Load it with
+
+```python
+{loads_with}
+```
+
+Any other class draws without the values.
+
+## Values
+
+{values}
+
+## Intended use
+
+Steering a text-to-image model towards the values above: a retriever chooses for each prompt which of them apply, or none, and
+each image comes with a record of what was decided and why. The encoder knows the statements it was trained with, and no others:
+{known}.
+
+## Limits
+
+{_each({name: _limits(record) for name, record in records.items()}) or _limits(None)}
+
+It is not a security boundary: whoever holds the weights can leave the value token out, and a risk that the retriever does not see is not
+steered. Judge it on prompts of your own before you rely on it.
+
+## Training
+
+{_each({name: _training(record) for name, record in records.items()}) or _training(None)}
+
+## Licence
+
+{license if license != "other" else "See the repository's owner"}; the licence of {base_model or "the base model"} holds for its weights.
+"""
+
+
+def _each(texts: Mapping[str, str]) -> str:
+    """One text for each encoder, under its name where there are several."""
+    if len(texts) < 2:
+        return "".join(texts.values())
+    return "\n\n".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
+    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
+    head = {
+        "library_name": "livo",
+        "base_model": config.model,
+        "tags": ["text-to-image", "preference-optimisation", config.objective],
+    }
+    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
+    return f"""---
+{yaml.safe_dump(head, sort_keys=True)}---
+
+# {config.adapter} for {config.model}, trained with {config.objective}
+
+Load it with `pipe.{load}(folder)`. Records name its weights {record["weights"]}.
+
+It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
+{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
+
+## Intended use
+
+Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out.
+
+## Limits
+
+{_limits(record)}
+
+Run `livo evaluate` on held-out prompts before relying on it.
+"""
+
+
+def _limits(record: Mapping | None) -> str:
+    metrics = (record or {}).get("metrics") or {}
+    if not metrics:
+        return "Nothing has been measured, as far as the training record tells."
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, (int, float)))
+    return f"Means over the last training records; they are not an evaluation on held-out prompts.\n\n| figure | value |\n|---|---|\n{rows}"
+
+
+def _training(record: Mapping | None) -> str:
+    if not record:
+        return "The encoder came without a training record."
+    config, versions = record.get("config") or {}, record.get("versions") or {}
+    told = [f"- pairs: {record['pairs']}" if "pairs" in record else "", f"- data: {record['data']}" if "data" in record else ""]
+    told += [f"- backbone: {record['backbone']}"] if "backbone" in record else []
+    told += [
+        f"- {name}: {config[name]}" for name in ("objective", "beta", "alpha", "steps", "batch", "lr", "seed") if name in config
+    ]
+    told += [f"- {name} {version}" for name, version in versions.items()]
+    return "\n".join(line for line in told if line)
+
+
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Create the repository where it is not there and upload what is in `folder`; the address of the commit."""
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    message = commit_message or "Upload an aligned pipeline"
+    return upload_folder(repo_id=repo_id, folder_path=str(folder), token=token, commit_message=message, create_pr=create_pr)
