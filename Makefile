@@ -24,7 +24,7 @@ benchmark: .venv/installed
 
 heads: .venv/installed
 	$(BIN)/livo retrieve --fit bundled -o build/retriever
-	cp build/retriever/facets/* livo/facet_heads/
+	cp build/retriever/facets/* livo/retrieval/weights/
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -17,8 +17,8 @@ import torch
 from livo.data import builder
 from livo.evaluation.judges import PapertownJudge, load_judge
 from livo.pipelines.stable_diffusion import LiVOPipeline
-from livo.utils.precision import HELP, PRECISIONS, for_pipeline
 from livo.principles.principle import bundled_principles, load_principles
+from livo.utils.precision import HELP, PRECISIONS, for_pipeline
 
 
 def bare(pipe: LiVOPipeline, prompts: list[str], options: builder.Options) -> float:

@@ -18,8 +18,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from livo.evaluation import metrics
-from livo.training.config import TrainingConfig
-from livo.utils.files import replacing
 from livo.evaluation.judges import load_judge
 from livo.papertown import world
 from livo.papertown.build import TRAINING
@@ -27,6 +25,8 @@ from livo.papertown.reading import Reader, bias, kept, scenes
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import describe
 from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.training.config import TrainingConfig
+from livo.utils.files import replacing
 from livo.utils.precision import settle
 
 STEPS, IMAGES = 350, 16

@@ -25,8 +25,8 @@ from diffusers import StableDiffusionPipeline
 from train_step import sd15
 
 from livo import LiVOPipeline, ValueEncoder
-from livo.utils.memory import peak_memory, reset_peak_memory
 from livo.principles.principle import bundled_principles
+from livo.utils.memory import peak_memory, reset_peak_memory
 
 WAYS = ("bare", "bare again", "no value", "a value", "half a value")
 

@@ -11,8 +11,8 @@ import time
 import torch
 
 from livo import ValueRetriever
-from livo.retrieval.corpus import labelled_prompts
 from livo.principles.principle import bundled_principles
+from livo.retrieval.corpus import labelled_prompts
 
 
 def timed(run) -> float:

@@ -30,22 +30,21 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from livo.data import build_folder
-from livo.data import builder
-from livo.training.adapters import ValueEncoderAdapter
-from livo.training.sampler import Batches, cached
-from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
-from livo.training.config import TrainingConfig
+from livo.data import build_folder, builder
+from livo.data.preference_dataset import read
 from livo.evaluation.judges import load_judge
-from livo.training.step import Loss, objective_function
-from livo.utils.memory import peak_memory, reset_peak_memory
-from livo.training.noise import Noising
-from livo.training.objectives import squared_error
 from livo.papertown.build import GENERATION, TRAINING
 from livo.pipelines.stable_diffusion import PAPERTOWN, LiVOPipeline
-from livo.utils.precision import HELP, PRECISIONS, Precision, resolve
-from livo.data.preference_dataset import read
 from livo.principles.principle import bundled_principles, load_principles
+from livo.training.adapters import ValueEncoderAdapter
+from livo.training.config import TrainingConfig
+from livo.training.noise import Noising
+from livo.training.objectives import squared_error
+from livo.training.sampler import Batches, cached
+from livo.training.step import Loss, objective_function
+from livo.utils.memory import peak_memory, reset_peak_memory
+from livo.utils.precision import HELP, PRECISIONS, Precision, resolve
+from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
 
 
 def sd15() -> LiVOPipeline:

@@ -7,8 +7,8 @@ import torch
 
 import livo
 from livo import LiVOPipeline
-from livo.utils.pictures import grid, save_picture, stack
 from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.utils.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: load your own pipeline of either, and give attach(value_encoder=...) the encoder trained for it.
 MODEL, ENCODER = "papertown", PAPERTOWN / "value_encoder"

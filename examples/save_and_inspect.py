@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from livo import LiVOPipeline
-from livo.utils.pictures import grid, save_picture
 from livo.pipelines.decision_record import read_record, save_images
+from livo.utils.pictures import grid, save_picture
 
 # For Stable Diffusion 1.5 or SDXL: LiVOPipeline or LiVOXLPipeline.from_pretrained(your model, value_encoder=..., dtype=torch.float16).
 MODEL = "papertown"

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
-from livo.utils.logs import forget
 from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.utils.logs import forget
 
 # The models are so small that threads gain nothing, and where the machine is busy they wait for each other: ten times as long.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))

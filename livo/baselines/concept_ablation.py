@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit, cross_attention, encode
+from livo.training.loop import Record, optimise
+from livo.training.noise import Noising
 from livo.utils.files import differing, write_json
 from livo.utils.hashing import weights_hash
-from livo.training.noise import Noising
-from livo.training.loop import Record, optimise
 from livo.utils.precision import for_pipeline
 
 

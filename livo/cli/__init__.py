@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from livo.utils.precision import HELP, PRECISIONS
 from livo.principles.principle import MAX_SCALE
+from livo.utils.precision import HELP, PRECISIONS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PROMPTS = "prompts as .txt (one a line), .csv, .tsv, .json, .jsonl, .ndjson, .yaml or .parquet"

@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from livo.cli import positive
-from livo.training.config import add_options
 from livo.papertown.budget import Budget
+from livo.training.config import add_options
 
 HELP = "Replay the LiVO paper's table and figures in the embedded world; resumable."
 EXAMPLE = "livo benchmark papertown --images 50 --work build/benchmark --docs docs"

@@ -38,9 +38,9 @@ def run(args) -> None:
     if args.check is not None:
         return _check(args.check)
     from livo.cli.checks import check_judges, check_model
+    from livo.principles.principle import bundled_principles, load_principles
     from livo.utils.extras import require
     from livo.utils.files import check_output, refuse_overwriting
-    from livo.principles.principle import bundled_principles, load_principles
 
     check_output(args.output, folder=True)
     if args.principles:
@@ -52,8 +52,7 @@ def run(args) -> None:
     require("building", "accelerate")
     from accelerate import PartialState
 
-    from livo.data import build_folder
-    from livo.data import builder
+    from livo.data import build_folder, builder
     from livo.data.build_plan import further_attributes
     from livo.evaluation.judges import judge_for
     from livo.pipelines.stable_diffusion import load_pipeline

@@ -46,11 +46,11 @@ def run(args) -> None:
     import torch
     from tqdm import tqdm
 
+    from livo.evaluation.judges import CannotRead, attribute_for, judge_for, verdicts
     from livo.pipelines.calibration import tally
+    from livo.pipelines.stable_diffusion import load_pipeline
     from livo.utils.files import write_json
     from livo.utils.hashing import weights_hash
-    from livo.evaluation.judges import CannotRead, attribute_for, judge_for, verdicts
-    from livo.pipelines.stable_diffusion import load_pipeline
     from livo.utils.precision import for_pipeline
 
     pipe = load_pipeline(args.model, value_encoder=args.value_encoder, value_principles=args.principles)

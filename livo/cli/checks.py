@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from livo.utils.hub import hub_options
 from livo.evaluation.judge_spec import NO_JUDGE, parse_judge
 from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
+from livo.utils.hub import hub_options
 
 
 def check_model(model: str) -> None:

@@ -16,14 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     import torch
 
-    from livo.utils.versions import automatic, devices, embedder, known_bad, versions
+    from livo.retrieval.embedder import embedder_source
+    from livo.utils.versions import automatic, devices, known_bad, versions
 
     found = versions()
     rows = [("python", platform.python_version()), ("platform", platform.platform()), *found.items(), *devices()]
     if not torch.cuda.is_available():
         rows.append(("cuda", "not available"))
     rows.append(("precision", automatic()))
-    rows.append(("embedding model", embedder()))
+    rows.append(("embedding model", embedder_source()))
     for name, value in rows:
         print(f"{name:22} {value}")
     problems = known_bad(found)

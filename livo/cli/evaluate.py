@@ -78,9 +78,7 @@ def run(args) -> None:
         require_images(folder, 2)
     from accelerate import PartialState
 
-    from livo.evaluation import runner
-    from livo.evaluation import report
-    from livo.evaluation import results
+    from livo.evaluation import report, results, runner
     from livo.evaluation.judges import judge_for
     from livo.pipelines.stable_diffusion import load_pipeline
     from livo.utils.progress import follow_evaluation
@@ -103,9 +101,7 @@ def run(args) -> None:
         runner.claim(args.output, pipe, prompts, judges, settings)
     state.wait_for_everyone()
     work = [*methods, *([against] if isinstance(against, runner.Method) else [])]
-    jobs = runner.evaluate(
-        pipe, work, prompts, judges, args.output, settings, rank=state.process_index, world=state.num_processes
-    )
+    jobs = runner.evaluate(pipe, work, prompts, judges, args.output, settings, rank=state.process_index, world=state.num_processes)
     follow_evaluation(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:

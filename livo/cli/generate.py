@@ -73,8 +73,8 @@ def run(args) -> None:
     _check_inputs(args, [args.output, beside])
     import torch
 
-    from livo.utils.files import write_json
     from livo.evaluation.judges import is_papertown, load_judge
+    from livo.utils.files import write_json
     from livo.utils.pictures import grid, save_picture, stack
     from livo.utils.precision import for_pipeline
 
@@ -136,8 +136,8 @@ def _check(args) -> None:
 def _check_inputs(args, outputs: list[Path]) -> None:
     """Raises ValueError or OSError where something that was named is not there or would be overwritten: before models are loaded."""
     from livo.cli.checks import check_model, check_value_encoder, principles_of
-    from livo.utils.files import check_output, refuse_overwriting
     from livo.principles.principle import load_target, refuse_unknown_id
+    from livo.utils.files import check_output, refuse_overwriting
 
     for file in outputs:
         check_output(file, folder=file == args.out)

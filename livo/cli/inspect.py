@@ -46,8 +46,8 @@ def run(args) -> None:
 
 def _read(path: Path) -> tuple[list[tuple[Path, list[dict]]], list[str]]:
     """The files at `path` that have a record, and a line for each of the others."""
-    from livo.utils.pictures import RECORD_FORMATS
     from livo.pipelines.decision_record import read_record
+    from livo.utils.pictures import RECORD_FORMATS
 
     files = [path]
     if path.is_dir():

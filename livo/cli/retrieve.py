@@ -53,8 +53,8 @@ def run(args) -> None:
         raise ValueError("--column names a column of --file or --fit; there is no file")
     prompts = _read(args, jobs[0])
 
-    from livo.retrieval.embedder import DEFAULT_EMBEDDER
     from livo.principles.principle import bundled_principles
+    from livo.retrieval.embedder import DEFAULT_EMBEDDER
     from livo.retrieval.retriever import ValueRetriever
 
     principles = args.principles or bundled_principles()
@@ -149,10 +149,10 @@ def _decide_file(retriever, prompts, output: Path) -> None:
 def _fit(retriever, rows, output: Path) -> None:
     import numpy as np
 
+    from livo.principles.principle import FACETS
     from livo.retrieval import fit
     from livo.utils.files import write_json
     from livo.utils.pictures import curves
-    from livo.principles.principle import FACETS
 
     if rows is None:
         report = fit.fit_bundled(retriever, output / "facets")
@@ -183,8 +183,8 @@ def _fit(retriever, rows, output: Path) -> None:
 
 def _redteam(retriever, output: Path | None) -> None:
     from livo.retrieval import fit
-    from livo.utils.files import write_json
     from livo.retrieval.corpus import labelled_prompts
+    from livo.utils.files import write_json
 
     prompts = [p for p in labelled_prompts() if p.held_out and p.language == "en" and p.group != "obfuscated risk"][::6]
     found = []

@@ -23,8 +23,8 @@ def run(args) -> None:
     values = {option.name: getattr(args, option.name) for option in fields(TrainingConfig)}
     config = TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     _check(config, args.resume is not None)
-    from livo.utils.progress import follow_training
     from livo.training.trainer import train
+    from livo.utils.progress import follow_training
 
     main = int(os.environ.get("RANK", 0)) == 0
     records = train(config, resume=args.resume is not None)
@@ -38,8 +38,8 @@ def run(args) -> None:
 def _check(config: TrainingConfig, resume: bool) -> None:
     """What can be said of a run before torch is imported."""
     from livo.cli.checks import check_judges, check_model, check_value_encoder
-    from livo.utils.files import check_output
     from livo.data.preference_dataset import check_folder
+    from livo.utils.files import check_output
 
     check_output(Path(config.output), folder=True)
     check_run(config, resume)

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from livo.data.build_plan import Job, jobs
-from livo.utils.files import replacing, write_json
-from livo.utils.pictures import grid, save_picture
 from livo.data.preference_dataset import MANIFEST
 from livo.principles.principle import ValuePrinciple
+from livo.utils.files import replacing, write_json
+from livo.utils.pictures import grid, save_picture
 
 _TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails are one picture
 

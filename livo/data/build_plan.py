@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
 
-from livo.principles.construction import ATTRIBUTE, fill, template_fields
+from livo.data.preference_dataset import PreferenceError
 from livo.evaluation.judges import CannotRead, Judge, attribute_for
 from livo.pipelines.stable_diffusion import refuse_safety_checker
-from livo.data.preference_dataset import PreferenceError
+from livo.principles.construction import ATTRIBUTE, fill, template_fields
 from livo.principles.principle import ValuePrinciple
 
 

@@ -22,14 +22,15 @@ from PIL import Image
 
 from livo.data.build_folder import place, rounds
 from livo.data.build_plan import Job, check, jobs
-from livo.principles.construction import ATTRIBUTE, fill, template_fields
-from livo.utils.files import differing, replacing, sweep, write_json
-from livo.utils.hashing import weights_hash
+from livo.data.preference_dataset import MANIFEST, PreferenceError
 from livo.evaluation.judges import Judge, verdicts
 from livo.pipelines.mixin import ValueMixin
-from livo.utils.precision import for_pipeline
-from livo.data.preference_dataset import MANIFEST, PreferenceError, scheduler_record
+from livo.pipelines.settings import scheduler_record
+from livo.principles.construction import ATTRIBUTE, fill, template_fields
 from livo.principles.principle import ValuePrinciple
+from livo.utils.files import differing, replacing, sweep, write_json
+from livo.utils.hashing import weights_hash
+from livo.utils.precision import for_pipeline
 
 CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbone draws most
 

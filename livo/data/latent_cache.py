@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from livo.data.preference_dataset import PreferenceError, Sample, digest, open_sample
 from livo.utils.files import replacing
 from livo.utils.hashing import weights_hash
-from livo.data.preference_dataset import PreferenceError, Sample, digest, open_sample
 
 _SHARD = 256
 _DECODED = 2  # counted up when pictures are decoded in another way, so that no latent of the old way is used

@@ -239,9 +239,3 @@ def _without_partners(samples: Iterable[Sample]) -> list[str]:
 def digest(content: bytes) -> str:
     """A short hash of a file's contents."""
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def scheduler_record(scheduler) -> dict[str, str]:
-    """A scheduler's class and settings, plain: images and losses depend on them as on weights."""
-    settings = {name: str(value) for name, value in scheduler.config.items() if not name.startswith("_")}  # -inf is no JSON
-    return {"class": type(scheduler).__name__} | settings

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from livo.evaluation import metrics
-from livo.evaluation.runner import judge_name
-from livo.retrieval.lexicon import lexicon
 from livo.evaluation.judges import Judge, attribute_for, wanted_classes
-from livo.retrieval.normalizer import without_syntax
-from livo.principles.principle import ValuePrinciple
-from livo.utils.prompt_files import Prompt
 from livo.evaluation.readings import Readings, seen
+from livo.evaluation.runner import judge_name
+from livo.principles.principle import ValuePrinciple
+from livo.retrieval.lexicon import lexicon
+from livo.retrieval.normalizer import without_syntax
+from livo.utils.prompt_files import Prompt
 
 Figure = dict[str, object]
 Figures = dict[str, Figure]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import safe_open
 
-from livo.evaluation.runner import METHOD, SMALL, Method, Settings, judge_name, method_folder, units
 from livo.evaluation.judges import Judge
+from livo.evaluation.runner import METHOD, SMALL, Method, Settings, judge_name, method_folder, units
 from livo.utils.prompt_files import Prompt
 
 

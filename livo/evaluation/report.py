@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from livo.utils.files import replacing
 from livo.evaluation.measures import cell
-from livo.utils.pictures import grid, save_picture, stack
 from livo.evaluation.readings import Readings
 from livo.evaluation.results import FLOORS
+from livo.utils.files import replacing
+from livo.utils.pictures import grid, save_picture, stack
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#20242c}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}

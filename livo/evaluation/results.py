@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from livo.evaluation import metrics
-from livo.utils.versions import versions
-from livo.evaluation.runner import CONFIG, Method, Settings, image_digest, judge_name
-from livo.utils.files import write_json
-from livo.utils.images import image_files, open_image
 from livo.evaluation.judges import CannotRead, Judge, attribute_for, broken, disagreement, unwanted_class, wanted_classes
 from livo.evaluation.measures import Figure, Figures, bias, not_measured, quality, risk, uneven_target
-from livo.principles.principle import ValuePrinciple
-from livo.utils.prompt_files import Prompt
 from livo.evaluation.readings import Readings, gather, part, recorded, seen
+from livo.evaluation.runner import CONFIG, Method, Settings, image_digest, judge_name
+from livo.principles.principle import ValuePrinciple
+from livo.utils.files import write_json
+from livo.utils.images import image_files, open_image
+from livo.utils.prompt_files import Prompt
+from livo.utils.versions import versions
 
 MEASURED_WITH = ("livo", "torch", "diffusers", "transformers", "numpy", "safetensors")  # packages whose versions a result records
 FLOORS = "floor: what a fair sampler that draws each image on its own scores on average"

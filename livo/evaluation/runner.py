@@ -1,7 +1,8 @@
-"""Prompts x methods x seeds -> images -> judges -> readings on disk: the long half of an evaluation. `livo.evaluation.results` has the figures.
+"""Prompts x methods x seeds -> images -> judges -> readings on disk: the long half of an evaluation.
 
-Work is cut into units of whole prompts. A unit's readings are one file that appears whole or not at all, and what is in it follows
-from its prompts alone; so a killed evaluation goes on where it stopped, and processes can share the units.
+`livo.evaluation.results` has the figures. Work is cut into units of whole prompts. A unit's readings are one file that appears
+whole or not at all, and what is in it follows from its prompts alone; so a killed evaluation goes on where it stopped, and
+processes can share the units.
 """
 
 from __future__ import annotations
@@ -22,18 +23,17 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
-from livo.pipelines.settings import lora_record
+from livo.evaluation.judges import Judge, broken, judge_all
+from livo.evaluation.metrics import clip_score
+from livo.pipelines.ledger import ValueLedger
+from livo.pipelines.mixin import ValueMixin
+from livo.pipelines.settings import lora_record, scheduler_record
+from livo.pipelines.stable_diffusion import refuse_safety_checker
 from livo.utils.files import differing, remove, replacing, write_json
 from livo.utils.hashing import weights_hash
-from livo.evaluation.judges import Judge, broken, judge_all
-from livo.pipelines.ledger import ValueLedger
 from livo.utils.memory import peak_memory, reset_peak_memory
-from livo.evaluation.metrics import clip_score
-from livo.pipelines.mixin import ValueMixin
 from livo.utils.pictures import save_picture
-from livo.pipelines.stable_diffusion import refuse_safety_checker
 from livo.utils.precision import for_pipeline
-from livo.data.preference_dataset import scheduler_record
 from livo.utils.prompt_files import Prompt
 
 CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
@@ -117,8 +117,8 @@ def evaluate(
     """Make and judge the images of every method; yield a record at its start and after each unit. This process is `rank` of `world`.
 
     The first judge that has `embed` gives the features. The first process should `claim` the folder before the others start, and
-    when all have come to their end, `livo.evaluation.readings.gather` reads what was found. Broken images (see `livo.evaluation.judges.broken`) are counted
-    and not judged.
+    when all have come to their end, `livo.evaluation.readings.gather` reads what was found.
+    Broken images (see `livo.evaluation.judges.broken`) are counted and not judged.
 
     Raises:
         ValueError: the folder holds an evaluation of other prompts, settings, judges or weights; or a judge is for another model.

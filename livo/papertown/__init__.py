@@ -1,0 +1,1 @@
+"""Papertown, the embedded world: its renderer, weights, judge and benchmark."""

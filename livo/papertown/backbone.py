@@ -15,9 +15,9 @@ from tokenizers import pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from livo.training.loop import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.scene import LABELS
+from livo.training.loop import Autocast, optimise
 
 
 def new_vae() -> AutoencoderKL:

@@ -12,17 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from livo.evaluation import runner
-from livo.evaluation import metrics
-from livo.evaluation import report
-from livo.evaluation import results
 from livo.baselines import Baseline
-from livo.utils.versions import versions
-from livo.evaluation.runner import Method, Settings
-from livo.utils.files import replacing, write_json
-from livo.utils.hashing import weights_hash
+from livo.evaluation import metrics, report, results, runner
 from livo.evaluation.judges import PapertownJudge, load_judge
 from livo.evaluation.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
+from livo.evaluation.readings import Readings, gather, seen
+from livo.evaluation.runner import Method, Settings
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
@@ -30,10 +25,12 @@ from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
 from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.utils.files import replacing, write_json
+from livo.utils.hashing import weights_hash
 from livo.utils.precision import settle
 from livo.utils.progress import follow_evaluation
 from livo.utils.prompt_files import Prompt
-from livo.evaluation.readings import Readings, gather, seen
+from livo.utils.versions import versions
 
 STEPS, GUIDANCE, BATCH = 20, 5.0, 64
 JUDGE = "papertown-judge"

@@ -15,19 +15,18 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from livo.data import build_folder
-from livo.data import builder
-from livo.training.config import TrainingConfig
-from livo.utils.files import remove, replacing
+from livo.data import build_folder, builder
 from livo.evaluation.judges import PapertownJudge
-from livo.training.loop import Autocast
 from livo.papertown import backbone, judging
 from livo.papertown.scene import LABELS
 from livo.pipelines.stable_diffusion import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
-from livo.utils.precision import settle
 from livo.principles.principle import bundled_principles, load_principles
-from livo.utils.progress import follow_build, follow_training
+from livo.training.config import TrainingConfig
+from livo.training.loop import Autocast
 from livo.training.trainer import train
+from livo.utils.files import remove, replacing
+from livo.utils.precision import settle
+from livo.utils.progress import follow_build, follow_training
 
 CORPUS_SIZE = 24_000
 STEPS = {"vae": 3200, "decoder": 1600, "judge": 2500, "text_encoder": 1500, "unet": 5000}
@@ -56,7 +55,10 @@ REFINING = {  # the second run
 
 
 def build(work: Path, weights: Path = PAPERTOWN, precision: str = "auto") -> None:
-    """Everything, in order; `weights` is replaced when all of it is there. `precision` as in `livo.utils.precision.resolve`, but not fp16."""
+    """Everything, in order; `weights` is replaced when all of it is there.
+
+    `precision` as in `livo.utils.precision.resolve`, but not fp16.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = settle(work, precision, device, fp16=False)
     if found.resolved == "fp16":

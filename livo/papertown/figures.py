@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from livo.evaluation import metrics
-from livo.utils.files import write_json
 from livo.evaluation.judges import load_judge
 from livo.papertown import fid, judging, world
 from livo.papertown.corpus import scene as corpus_scene
@@ -19,6 +18,7 @@ from livo.papertown.reading import GUIDANCE, IMAGES, STEPS, Reader, Reading, bia
 from livo.papertown.scene import Scene, describe, sample_prompt
 from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import ValuePrinciple
+from livo.utils.files import write_json
 
 _RATES = [round(0.05 * i, 2) for i in range(21)]
 Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's

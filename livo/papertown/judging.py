@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from livo.evaluation.judges import PapertownJudge
-from livo.training.loop import Autocast, optimise
 from livo.papertown import corpus
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene
+from livo.training.loop import Autocast, optimise
 
 TRAIN_SEED, TEST_SEED = 1, 2  # the backbone's corpus is seed 0
 

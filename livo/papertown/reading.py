@@ -12,14 +12,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from livo.evaluation import metrics
-from livo.utils.files import write_json
-from livo.utils.hashing import weights_hash
 from livo.evaluation.judges import PapertownJudge
 from livo.papertown import world
 from livo.papertown.scene import Scene
 from livo.pipelines.stable_diffusion import LiVOPipeline
-from livo.utils.precision import settle
 from livo.principles.principle import ValuePrinciple
+from livo.utils.files import write_json
+from livo.utils.hashing import weights_hash
+from livo.utils.precision import settle
 
 IMAGES, STEPS, GUIDANCE = 50, 20, 5.0
 Reading = dict[str, str]

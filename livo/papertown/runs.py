@@ -11,19 +11,18 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from livo.data import build_folder
-from livo.data import builder
 from livo.baselines import WeightEdit
-from livo.training.config import TrainingConfig
-from livo.principles.construction import Construct
-from livo.utils.files import replacing
+from livo.data import build_folder, builder
+from livo.data.preference_dataset import MANIFEST
 from livo.evaluation.judges import load_judge
 from livo.papertown.build import GENERATION
 from livo.pipelines.stable_diffusion import LiVOPipeline
-from livo.data.preference_dataset import MANIFEST
+from livo.principles.construction import Construct
 from livo.principles.principle import bundled_principles, load_principles
-from livo.utils.progress import follow_build, follow_training
+from livo.training.config import TrainingConfig
 from livo.training.trainer import train
+from livo.utils.files import replacing
+from livo.utils.progress import follow_build, follow_training
 from livo.value_encoder.encoder import ValueEncoder
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from livo.data.preference_dataset import MANIFEST
 from livo.papertown import tuning
 from livo.papertown.build import TRAINING
 from livo.papertown.runs import checkpoints, data, encoder_at, lora_at, subset, trained
 from livo.pipelines.stable_diffusion import LiVOPipeline
-from livo.data.preference_dataset import MANIFEST
 
 SHARES = (0.05, 0.2, 0.5, 1.0)
 GAMMAS = ((0.5, 0.1), (10.0, 0.5))

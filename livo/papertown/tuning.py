@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from livo.evaluation import metrics
 from livo.baselines import (
     Baseline,
     ConceptAblation,
@@ -22,19 +21,20 @@ from livo.baselines import (
     WeightEdit,
 )
 from livo.baselines.weights import cross_attention
-from livo.training.config import TrainingConfig
-from livo.evaluation.runner import Method, Settings, evaluate
-from livo.utils.files import write_json
+from livo.evaluation import metrics
 from livo.evaluation.judges import PapertownJudge
+from livo.evaluation.readings import gather, seen
+from livo.evaluation.runner import Method, Settings, evaluate
 from livo.papertown import world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import Scene, describe
 from livo.pipelines.stable_diffusion import LiVOPipeline
+from livo.training.config import TrainingConfig
+from livo.utils.files import write_json
 from livo.utils.progress import follow_evaluation, follow_training
 from livo.utils.prompt_files import Prompt
-from livo.evaluation.readings import gather, seen
 
 JUDGE = PapertownJudge.name
 RANK = 8

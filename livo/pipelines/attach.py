@@ -9,10 +9,10 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from livo.utils.arguments import strict
 from livo.pipelines.mixin import ValueMixin
 from livo.pipelines.stable_diffusion import LiVOPipeline, LiVOXLPipeline
 from livo.principles.principle import ValuePrinciple, bundled_principles
+from livo.utils.arguments import strict
 
 
 @cache

@@ -23,7 +23,8 @@ class ImageDecision(ValueDecision):
     `encoder` is the identifier of the value encoder's weights (`livo.utils.hashing.weights_hash`). `seed` is that of the image's generator,
     of the global one where none was given, and `image` the number of the image among those that share it. `start` and `end` are the part
     of the sampler's steps in which the token acted, 0 to 1. `conflicts` says what works against another value on the same image.
-    `settings` holds what else the image was drawn with (`livo.pipelines.settings.settings_of`). Fields are None where there is nothing to tell.
+    `settings` holds what else the image was drawn with (`livo.pipelines.settings.settings_of`). Fields are None where there is
+    nothing to tell.
 
     `known` with `applied` says what can be expected: applied with words that the encoder was trained with (True), applied with words
     that it was not trained with (False, it may do nothing) or whose training is not recorded (None), or not applied. `encoder_name`

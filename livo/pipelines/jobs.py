@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from livo.pipelines.decision_record import read_record
+from livo.pipelines.job_table import Job
+from livo.pipelines.ledger import ValueLedger
 from livo.pipelines.settings import lora_record, model_record, plain, scheduler_settings
 from livo.utils.files import differing, replacing, sweep, write_json
 from livo.utils.hashing import weights_hash
-from livo.pipelines.job_table import Job
-from livo.pipelines.ledger import ValueLedger
 from livo.utils.pictures import RECORD_FORMATS, save_picture
-from livo.pipelines.decision_record import read_record
 
 MANIFEST, SETTINGS = "manifest.jsonl", "job.json"
 

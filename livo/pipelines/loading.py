@@ -17,21 +17,21 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel
 from transformers.utils import cached_file
 
-from livo.utils.arguments import method_arguments, refuse_unknown, strict
 from livo.pipelines.checked_loading import CheckedLoading, refuse_single_file
+from livo.pipelines.model_card import pipeline_card, upload
 from livo.pipelines.named_encoders import PREFIX, NamedEncoders, component
+from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
+from livo.retrieval.retriever import ValueRetriever
+from livo.utils.arguments import method_arguments, refuse_unknown, strict
 from livo.utils.files import replacing
 from livo.utils.hashing import stored_hash
 from livo.utils.hub import hub_options
-from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
-from livo.pipelines.model_card import pipeline_card, upload
-from livo.retrieval.retriever import ValueRetriever
-from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
 from livo.utils.weights import check_readable, refuse_pickle
+from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 
-PAPERTOWN = Path(__file__).parent / "papertown" / "weights"
+PAPERTOWN = Path(__file__).parents[1] / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found

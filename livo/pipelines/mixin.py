@@ -14,23 +14,24 @@ from inspect import signature
 import torch
 from transformers import CLIPTextModel
 
-from livo.utils.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
-from livo.pipelines.selection import ValueChooser, Wishes, checked_scale, no_value
-from livo.value_encoder.token import Rows, ValueAttention, acting, cut_off, encode_value, fuse, join, value_text
-from livo.pipelines.settings import model_record, noise_of, settings_of, size_of
-from livo.pipelines.named_encoders import PREFIX
-from livo.pipelines.family import check_family, constructor
-from livo.utils.files import refuse_half
-from livo.pipelines.finite import check_images, check_tokens, watching
-from livo.utils.hashing import weights_hash
-from livo.pipelines.ledger import Reservation, ValueLedger
-from livo.utils.logs import warn_once
-from livo.pipelines.schedule import Plan, before_each_step
 from livo.pipelines.decision_record import ImageDecision, with_decisions
-from livo.retrieval.retriever import ValueRetriever
+from livo.pipelines.family import check_family, constructor
+from livo.pipelines.finite import check_images, check_tokens, watching
+from livo.pipelines.ledger import Reservation, ValueLedger
 from livo.pipelines.loading import SavedValues
+from livo.pipelines.named_encoders import PREFIX
+from livo.pipelines.schedule import Plan, before_each_step
+from livo.pipelines.selection import ValueChooser, Wishes, checked_scale, no_value
+from livo.pipelines.settings import model_record, noise_of, settings_of, size_of
 from livo.pipelines.sharing import PrivateTokenizer, one_call, private_copy
+from livo.retrieval.retriever import ValueRetriever
+from livo.utils.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
+from livo.utils.files import refuse_half
+from livo.utils.hashing import weights_hash
+from livo.utils.logs import warn_once
+from livo.value_encoder.attention import Rows, ValueAttention, acting, join
 from livo.value_encoder.encoder import check_fit
+from livo.value_encoder.token import cut_off, encode_value, fuse, value_text
 
 logger = logging.getLogger(__name__)
 

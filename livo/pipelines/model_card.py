@@ -8,7 +8,6 @@ from pathlib import Path
 import yaml
 from huggingface_hub import create_repo, upload_folder
 
-from livo.training.config import TrainingConfig
 from livo.principles.principle import ValuePrinciple
 
 
@@ -57,7 +56,7 @@ each image comes with a record of what was decided and why. The encoder knows th
 
 ## Limits
 
-{_each({name: _limits(record) for name, record in records.items()}) or _limits(None)}
+{_each({name: limits(record) for name, record in records.items()}) or limits(None)}
 
 It is not a security boundary: whoever holds the weights can leave the value token out, and a risk that the retriever does not see is not
 steered. Judge it on prompts of your own before you rely on it.
@@ -79,37 +78,7 @@ def _each(texts: Mapping[str, str]) -> str:
     return "\n\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
-def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
-    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
-    head = {
-        "library_name": "livo",
-        "base_model": config.model,
-        "tags": ["text-to-image", "preference-optimisation", config.objective],
-    }
-    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
-    return f"""---
-{yaml.safe_dump(head, sort_keys=True)}---
-
-# {config.adapter} for {config.model}, trained with {config.objective}
-
-Load it with `pipe.{load}(folder)`. Records name its weights {record["weights"]}.
-
-It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
-{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
-
-## Intended use
-
-Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out.
-
-## Limits
-
-{_limits(record)}
-
-Run `livo evaluate` on held-out prompts before relying on it.
-"""
-
-
-def _limits(record: Mapping | None) -> str:
+def limits(record: Mapping | None) -> str:
     metrics = (record or {}).get("metrics") or {}
     if not metrics:
         return "Nothing has been measured, as far as the training record tells."

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from transformers import CLIPTextModel
 
-from livo.utils.arguments import strict
 from livo.pipelines.selection import checked_scale
-from livo.value_encoder.encoder import ValueEncoder, check_fit, check_tokenizer
+from livo.utils.arguments import strict
 from livo.utils.weights import check_module
+from livo.value_encoder.encoder import ValueEncoder, check_fit, check_tokenizer
 
 logger = logging.getLogger(__name__)
 

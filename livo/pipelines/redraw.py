@@ -11,11 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from livo.pipelines.decision_record import read_record
 from livo.pipelines.settings import generator_of, settings_of
-from livo.utils.hashing import weights_hash
 from livo.pipelines.stable_diffusion import load_pipeline
 from livo.principles.principle import ValuePrinciple
-from livo.pipelines.decision_record import read_record
+from livo.utils.hashing import weights_hash
 
 
 def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, **inputs) -> Image.Image:

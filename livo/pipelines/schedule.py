@@ -8,9 +8,10 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from livo.utils.arguments import method_arguments
-from livo.value_encoder.token import Blend, blend, value_text
 from livo.pipelines.decision_record import ImageDecision
+from livo.utils.arguments import method_arguments
+from livo.value_encoder.attention import Blend, blend
+from livo.value_encoder.token import value_text
 
 
 class Plan:

@@ -12,11 +12,11 @@ from transformers import CLIPTextModel
 
 from livo.pipelines.allocation import share_out, text_seed
 from livo.pipelines.calibration import Calibration
-from livo.pipelines.ledger import Reservation
-from livo.utils.logs import warn_once
-from livo.principles.principle import MAX_SCALE, RESERVED, ValuePrinciple, refuse_unknown_id
 from livo.pipelines.decision_record import ImageDecision
+from livo.pipelines.ledger import Reservation
+from livo.principles.principle import MAX_SCALE, RESERVED, ValuePrinciple, refuse_unknown_id
 from livo.retrieval.retriever import ValueRetriever
+from livo.utils.logs import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class ValueChooser:
-    """Decides with a retriever and for value encoders by name (see `livo.pipelines.named_encoders.NamedEncoders` for which carries out what).
+    """Decides with a retriever and for value encoders by name; `NamedEncoders` says which encoder carries out what.
 
     `default_scale` holds where a mapping of scales names no principle; `scales` multiplies those of an encoder's values.
     """

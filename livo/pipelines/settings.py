@@ -20,8 +20,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 
-from livo.utils.versions import versions
 from livo.utils.hashing import lora_hash, weights_hash
+from livo.utils.versions import versions
 
 PACKAGES = ("livo", "torch", "diffusers", "transformers")  # whose versions a record holds
 _APART = {"prompt", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "num_images_per_prompt"}
@@ -195,7 +195,7 @@ def _hub_id(name: str) -> bool:
 
 def _short(path: str) -> str:
     """A path on somebody's disk says nothing to others: its last part, or the bundled model's name."""
-    bundled = Path(__file__).parent / "papertown" / "weights"
+    bundled = Path(__file__).parents[1] / "papertown" / "weights"
     return "papertown" if Path(path) == bundled else Path(path).name
 
 
@@ -207,3 +207,9 @@ def _parameters(base: type[DiffusionPipeline]) -> Mapping:
 @cache
 def _versions() -> dict[str, str]:
     return versions(PACKAGES)
+
+
+def scheduler_record(scheduler) -> dict[str, str]:
+    """A scheduler's class and settings, plain: images and losses depend on them as on weights."""
+    settings = {name: str(value) for name, value in scheduler.config.items() if not name.startswith("_")}  # -inf is no JSON
+    return {"class": type(scheduler).__name__} | settings

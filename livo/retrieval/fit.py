@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from livo.retrieval.rules import ValueDecision, chosen
-from livo.retrieval.lexicon import OPEN, Lexicon
-from livo.retrieval.features import PROBE, FacetHeads, Reading, fit_heads
 from livo.retrieval.corpus import FACETS, LabelledPrompt, labelled_prompts, section
 from livo.retrieval.corpus.grammar import held_out
 from livo.retrieval.corpus.perturb import DISGUISES, WORDINGS
+from livo.retrieval.features import PROBE, FacetHeads, Reading, fit_heads
+from livo.retrieval.lexicon import OPEN, Lexicon
 from livo.retrieval.retriever import ValueRetriever
+from livo.retrieval.rules import ValueDecision, chosen
 
 NONE = "none"
 DEBIAS = "debias"

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from livo.retrieval.corpus import RISKS, section, sections
-from livo.utils.logs import warn_once
 from livo.retrieval.prompt_syntax import without_parameters, without_weights
 from livo.retrieval.shorthand import in_words
+from livo.utils.logs import warn_once
 
 logger = logging.getLogger(__name__)
 

@@ -12,21 +12,21 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from livo.retrieval.rules import SAME, Read, ValueDecision, chosen, consider, explained, strongest
+from livo.principles.principle import FACETS, ValuePrinciple, load_principles
 from livo.retrieval.embedder import DEFAULT_EMBEDDER, fits, load_embedder, read_texts, unit_vectors, windows
-from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
 from livo.retrieval.exemplar_index import Entry, ExemplarIndex, Neighbour
 from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
+from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
+from livo.retrieval.normalizer import Normaliser, subject
+from livo.retrieval.rules import SAME, Read, ValueDecision, chosen, consider, explained, strongest
 from livo.utils.files import refuse_half, replacing, write_json
 from livo.utils.logs import warn_once
-from livo.retrieval.normalizer import Normaliser, subject
-from livo.principles.principle import FACETS, ValuePrinciple, load_principles
 
 logger = logging.getLogger(__name__)
 
 _PART = 0.2  # of the embedding model's window, that a part of a longer prompt takes
 _SURE = 0.99  # of what a tag states by itself, whatever a head makes of the rest
-BUNDLED_HEADS = Path(__file__).parent / "facet_heads"  # fitted on the labelled prompts for the default embedder
+BUNDLED_HEADS = Path(__file__).parent / "weights"  # fitted on the labelled prompts for the default embedder
 
 
 class ValueRetriever:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livo.retrieval.lexicon import Evidence
-from livo.retrieval.exemplar_index import ExemplarIndex
 from livo.principles.principle import RISK, ValuePrinciple
+from livo.retrieval.exemplar_index import ExemplarIndex
+from livo.retrieval.lexicon import Evidence
 
 SAME = 0.95  # cosine from which two texts say the same: an exemplar or counter-exemplar speaks louder than a head
 

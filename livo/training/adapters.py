@@ -14,10 +14,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn.grad import conv2d_input
 
-from livo.value_encoder.token import encode_value, fuse, tokenize
-from livo.utils.hashing import lora_hash, stored_hash
 from livo.pipelines.stable_diffusion import LiVOPipeline, LiVOXLPipeline
+from livo.utils.hashing import lora_hash, stored_hash
 from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
+from livo.value_encoder.token import encode_value, fuse, tokenize
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 _SHORT = 16 * 16  # positions of a latent whose attention maps are small enough to keep for the way back

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from livo.training.config import TrainingConfig
-from livo.utils.extras import installed, remedy
-from livo.utils.files import replacing, sweep
 from livo.evaluation.judges import CannotRead, Judge, attribute_for, unwanted_class, verdicts, wanted_classes
-from livo.utils.logs import warn_once
 from livo.evaluation.metrics import counts, d1, fair_floor, share
 from livo.pipelines.mixin import ValueMixin
+from livo.principles.principle import ValuePrinciple
+from livo.training.config import TrainingConfig
 from livo.training.loop import Record
+from livo.utils.extras import installed, remedy
+from livo.utils.files import replacing, sweep
+from livo.utils.logs import warn_once
 from livo.utils.pictures import curves, grid, save_picture, stack
 from livo.utils.precision import Precision
-from livo.principles.principle import ValuePrinciple
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from livo.data.latent_cache import LatentCache
+from livo.data.preference_dataset import PreferenceError, Sample, pairs
 from livo.training.adapters import Condition, encode_texts
 from livo.training.config import TrainingConfig
 from livo.utils.files import replacing, sweep
 from livo.utils.hashing import weights_hash
-from livo.data.latent_cache import LatentCache
-from livo.data.preference_dataset import PreferenceError, Sample, pairs
 
 
 @dataclass

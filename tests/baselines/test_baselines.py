@@ -8,7 +8,6 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
-from livo.training.adapters import LoRAAdapter
 from livo.baselines import (
     ConceptAblation,
     FairDiffusion,
@@ -19,6 +18,7 @@ from livo.baselines import (
     WeightEdit,
 )
 from livo.baselines.weights import cross_attention, last_words
+from livo.training.adapters import LoRAAdapter
 
 PEOPLE = (("male person", "female person"),)
 PROMPTS = ["a photo of a bloody doctor", "a photo of a nurse"]

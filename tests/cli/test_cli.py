@@ -175,7 +175,7 @@ def test_calibration_is_measured_and_saved_with_the_encoder(tmp_path, capsys):
     assert saved["classes"] == ["male", "female"] and saved["images"] == 10
     printed = capsys.readouterr().out
     assert "shares that meet" in printed and "10 images for 2 directions; below 20 each the shares are rough" in printed
-    text = (Path(__file__).parents[1] / "value_principles" / "livo.yaml").read_text().replace("judge: gender", "judge: sex")
+    text = (Path(__file__).parents[2] / "value_principles" / "livo.yaml").read_text().replace("judge: gender", "judge: sex")
     (tmp_path / "other.yaml").write_text(text)
     assert main(["calibrate", str(prompts), "--value-encoder", str(encoder), "--principles", str(tmp_path / "other.yaml")]) == 2
     assert "papertown-judge cannot tell sex (male, female)" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from livo import LiVOPipeline
-from livo.evaluation import runner
 from livo.cli.main import main
+from livo.evaluation import runner
 from livo.principles.principle import bundled_principles
 
 MOOD = """\

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from livo.training import trainer
 from livo.cli.main import main
+from livo.training import trainer
 
 
 def test_an_evaluation_carries_columns_and_reads_only_known_ones(tmp_path, capsys):
@@ -47,7 +47,9 @@ def pictures(tmp_path):
 
 def test_a_truncated_picture_is_found_before_a_model_is_loaded(pictures, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.setattr(trainer, "load_pipeline", lambda *args, **kwargs: pytest.fail("the model was loaded"))
-    monkeypatch.setattr("livo.pipelines.stable_diffusion.load_pipeline", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "livo.pipelines.stable_diffusion.load_pipeline", lambda *args, **kwargs: pytest.fail("the model was loaded")
+    )
     (tmp_path / "p.txt").write_text("a doctor\n")
     for argv in (
         ["build", "--check", str(pictures)],

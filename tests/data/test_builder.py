@@ -14,14 +14,11 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from livo import ValuePrinciple
-from livo.data import build_folder
-from livo.data import build_plan
-from livo.data import builder
-from livo.data import preference_dataset
+from livo.data import build_folder, build_plan, builder, preference_dataset
 from livo.data.builder import Options
-from livo.principles.construction import Construct, fill
-from livo.evaluation.judges import Judge, judge_for
 from livo.data.preference_dataset import PreferenceError
+from livo.evaluation.judges import Judge, judge_for
+from livo.principles.construction import Construct, fill
 from livo.principles.principle import bundled_principles, load_principles
 
 CLASSES = {"male": "a man", "female": "a woman"}

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from livo.utils import images
 from livo.data import preference_dataset
 from livo.data.latent_cache import LatentCache
 from livo.data.preference_dataset import PreferenceError
+from livo.utils import images
 
 
 def picture(file, color="red", size=(16, 16)):

@@ -6,14 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from livo.evaluation import measures
-from livo.evaluation import metrics
-from livo.evaluation import report
-from livo.evaluation.runner import Method
+from livo.evaluation import measures, metrics, report
 from livo.evaluation.measures import bias, cell, quality, risk
+from livo.evaluation.readings import Readings, seen
+from livo.evaluation.runner import Method
 from livo.principles.principle import ValuePrinciple
 from livo.utils.prompt_files import Prompt
-from livo.evaluation.readings import Readings, seen
 
 GENDER = ValuePrinciple("gender", "gender equality", "debias", attributes={"male": "a man", "female": "a woman"})
 RACE = ValuePrinciple("race", "racial equality", "debias", attributes=dict.fromkeys(("white", "black", "asian"), "a person"))

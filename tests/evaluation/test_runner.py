@@ -19,21 +19,17 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from livo import LiVOPipeline, ValueEncoder
-from livo.evaluation import runner
-from livo.evaluation import measures
-from livo.evaluation import metrics
-from livo.evaluation import report
-from livo.evaluation import results
 from livo.baselines import NegativePrompt
 from livo.cli.main import main
-from livo.evaluation.runner import Method, Settings, evaluate, image_digest, image_seed, units
-from livo.utils.hashing import weights_hash
+from livo.evaluation import measures, metrics, report, results, runner
 from livo.evaluation.judges import Judge, load_judge
+from livo.evaluation.readings import gather
+from livo.evaluation.runner import Method, Settings, evaluate, image_digest, image_seed, units
+from livo.pipelines.decision_record import read_record
 from livo.pipelines.stable_diffusion import load_pipeline
 from livo.principles.principle import ValuePrinciple
+from livo.utils.hashing import weights_hash
 from livo.utils.prompt_files import Prompt
-from livo.evaluation.readings import gather
-from livo.pipelines.decision_record import read_record
 
 PROMPTS = [
     Prompt("a photo of a doctor", group="people"),

@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from livo.evaluation import runner
-from livo.evaluation import metrics
 from livo.baselines import NegativePrompt
-from livo.evaluation.runner import Method, Settings
-from livo.retrieval.lexicon import lexicon
+from livo.evaluation import metrics, runner
 from livo.evaluation.judges import load_judge
+from livo.evaluation.readings import Readings, gather
+from livo.evaluation.runner import Method, Settings
 from livo.papertown import benchmark, plots, runs, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.studies import Study
-from livo.evaluation.readings import Readings, gather
+from livo.retrieval.lexicon import lexicon
 
 
 def stated(prompt):

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from livo.utils.hashing import weights_hash
 from livo.evaluation.judges import PapertownJudge
 from livo.papertown import corpus, fid, judging, world
 from livo.papertown.reading import Reader
@@ -13,6 +12,7 @@ from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
 from livo.pipelines.stable_diffusion import PAPERTOWN
 from livo.principles.principle import bundled_principles, load_principles
+from livo.utils.hashing import weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_weights_are_safetensors_and_small():
 
 
 def test_published_figures_are_of_the_shipped_weights(papertown, judge, tmp_path):
-    docs = Path(__file__).parents[1] / "docs"
+    docs = Path(__file__).parents[2] / "docs"
     shipped = Reader(papertown, judge, tmp_path)
     assert json.loads((docs / "figures.json").read_text())["settings"]["weights"] == f"{shipped.base}-{shipped.encoder}"
     assert f"value encoder {weights_hash(papertown.value_encoder)};" in (docs / "benchmark.md").read_text(encoding="utf-8")

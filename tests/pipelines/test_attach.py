@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -24,6 +23,7 @@ from transformers import CLIPTokenizer
 
 import livo
 from livo import LiVOPipeline, LiVOXLPipeline, ValueEncoder
+from tests.conftest import PRINCIPLES, WordEmbedder
 
 WARRIOR, CAT = "a bloody warrior", "a cat"
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))

@@ -5,15 +5,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from test_weights import draw, peft_state
 
 from livo import LiVOPipeline, LiVOXLPipeline, ValueEncoder
-from livo.utils.hashing import weights_hash
 from livo.pipelines.stable_diffusion import load_pipeline
+from livo.utils.hashing import weights_hash
+from tests.conftest import PRINCIPLES, WordEmbedder
+from tests.utils.test_weights import draw, peft_state
 
 
 def quiet(pipe):

@@ -7,13 +7,13 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, gap
 from diffusers import HeunDiscreteScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from safetensors.torch import save_file
 
 from livo import LiVOPipeline, ValuePrinciple
 from livo.value_encoder.token import cut_off, encode_value, tokenize, value_text
+from tests.conftest import PRINCIPLES, gap
 
 DOCTOR, WARRIOR, CAT = "a photo of a doctor", "a bloody warrior", "a cat"
 BLOODY = "bloody considered inappropriate"

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import WordEmbedder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from livo import LiVOPipeline
 from livo.cli.main import main
+from livo.pipelines.decision_record import read_record, save_images
 from livo.training.config import TrainingConfig
-from livo.utils.versions import known_bad, versions
+from livo.training.model_card import weights_card
 from livo.utils.hashing import weights_hash
 from livo.utils.pictures import save_picture
-from livo.pipelines.model_card import weights_card
-from livo.pipelines.decision_record import read_record, save_images
+from livo.utils.versions import known_bad, versions
+from tests.conftest import WordEmbedder
 
 WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
 RECORDED = {"prompt", "id", "statement", "score", "threshold", "nearest_exemplar", "scale", "applied", "why", "encoder", "seed"}

@@ -6,7 +6,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextModel
@@ -15,6 +14,7 @@ import livo
 from livo import LiVOPipeline, ValueEncoder
 from livo.utils.hashing import weights_hash
 from livo.value_encoder.encoder import vocabulary_hash
+from tests.conftest import PRINCIPLES, WordEmbedder
 
 WARRIOR = "a bloody warrior"
 FAST = {"num_inference_steps": 3, "output_type": "np"}

@@ -4,13 +4,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import MotionAdapter, T2IAdapter, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from test_attach import PICTURE, SD, XL, other_encoder, seeded
 
 import livo
 from livo import LiVOPipeline
+from tests.conftest import PRINCIPLES, WordEmbedder
+from tests.pipelines.test_attach import PICTURE, SD, XL, other_encoder, seeded
 
 MEMBERS = {
     "SAG": ("StableDiffusionSAGPipeline", SD, {}),

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from test_weights import draw
 
 from livo.pipelines import stable_diffusion
 from livo.pipelines.stable_diffusion import load_pipeline
+from tests.utils.test_weights import draw
 
 
 def spoil(module, value=torch.nan):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import livo
 from livo import LiVOPipeline
 from livo.utils.hashing import _known
+from tests.conftest import PRINCIPLES, WordEmbedder
 
 WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
 FAST = {"num_inference_steps": 2, "output_type": "np"}

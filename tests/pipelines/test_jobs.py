@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 import livo.pipelines.jobs
-from livo.cli.main import main
 from livo.cli import generate
+from livo.cli.main import main
+from livo.pipelines.decision_record import read_record
 from livo.pipelines.job_table import COLUMNS, Defaults, carried, read_jobs
 from livo.pipelines.jobs import run_jobs
-from livo.pipelines.decision_record import read_record
 from livo.pipelines.redraw import redraw
 
 TABLE = """\

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
-from test_attach import seeded
 
 import livo
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
-from livo.utils.hashing import weights_hash
 from livo.pipelines.decision_record import read_record, save_images
+from livo.utils.hashing import weights_hash
+from tests.conftest import PRINCIPLES, WordEmbedder
+from tests.pipelines.test_attach import seeded
 
 WARRIOR, DOCTOR = "a bloody warrior", "a photo of a doctor"
 BLOODY = PRINCIPLES[1].statement

@@ -9,13 +9,13 @@ from PIL import Image
 
 from livo import LiVOPipeline
 from livo.cli.main import main
-from livo.training.config import TrainingConfig
-from livo.evaluation.runner import Method, Settings, evaluate
-from livo.utils.hashing import lora_hash, weights_hash
 from livo.evaluation.judges import Judge
-from livo.utils.prompt_files import Prompt
+from livo.evaluation.runner import Method, Settings, evaluate
 from livo.pipelines.decision_record import save_images
+from livo.training.config import TrainingConfig
 from livo.training.trainer import train
+from livo.utils.hashing import lora_hash, weights_hash
+from livo.utils.prompt_files import Prompt
 
 
 class Brightness(Judge):

@@ -3,12 +3,12 @@
 import logging
 
 import pytest
-from conftest import PRINCIPLES, WordEmbedder
 
 import livo
 from livo import LiVOPipeline, ValuePrinciple, load_principles
 from livo.cli.main import main
 from livo.principles.principle import PrincipleError, bundled_principles
+from tests.conftest import PRINCIPLES, WordEmbedder
 
 KIND = ValuePrinciple(id="kindness", statement="kindness", exemplars=("people who help each other",))
 SAFETY = bundled_principles().with_name("safety.yaml")

@@ -11,11 +11,11 @@ from PIL import ExifTags, Image
 import livo
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
 from livo.baselines import NegativePrompt, SafeLatentDiffusion, WeightEdit
-from livo.pipelines.settings import model_record
-from livo.utils.versions import versions
-from livo.utils.hashing import weights_hash
 from livo.pipelines.decision_record import read_record, save_images
 from livo.pipelines.redraw import redraw
+from livo.pipelines.settings import model_record
+from livo.utils.hashing import weights_hash
+from livo.utils.versions import versions
 
 WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
 FAST = {"num_inference_steps": 2}

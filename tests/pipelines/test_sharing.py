@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
-from test_weights import peft_state
 
 import livo
 from livo import LiVOPipeline, ValueEncoder
 from livo.pipelines.sharing import using
+from tests.conftest import PRINCIPLES, WordEmbedder
+from tests.utils.test_weights import peft_state
 
 PROMPTS = ["a bloody warrior", "a photo of a doctor", "a cat with a hat " * 20]
 

@@ -3,13 +3,13 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder, gap
 from diffusers import StableDiffusionPipeline
 
 from livo import LiVOPipeline, ValuePrinciple, load_principles
 from livo.pipelines.ledger import ValueLedger
 from livo.pipelines.stable_diffusion import PRINCIPLES_FILE
 from livo.principles.principle import bundled_principles
+from tests.conftest import PRINCIPLES, WordEmbedder, gap
 
 FAST = {"num_inference_steps": 3, "output_type": "np"}
 DOCTOR, WARRIOR, CAT = "a photo of a doctor", "a bloody warrior", "a cat"

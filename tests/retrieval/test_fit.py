@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from livo import ValueRetriever
-from livo.retrieval import fit
 from livo.cli.main import main
-from livo.retrieval.features import FacetHeads, Reading, _mean, fit_heads
-from livo.retrieval.corpus import FACETS, labelled_prompts
 from livo.principles.principle import bundled_principles
+from livo.retrieval import fit
+from livo.retrieval.corpus import FACETS, labelled_prompts
+from livo.retrieval.features import FacetHeads, Reading, _mean, fit_heads
 from livo.retrieval.retriever import BUNDLED_HEADS
 
 
@@ -106,7 +106,7 @@ def test_bundled_heads_carry_the_figures_of_families_they_were_measured_on():
 
 def test_prompts_outside_the_labelled_set_are_decided_right():
     rows, head = [], ("", "")
-    for line in (Path(__file__).parent / "unseen_prompts.txt").read_text(encoding="utf-8").splitlines():
+    for line in (Path(__file__).parents[1] / "unseen_prompts.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             head = tuple(line.strip("[]").split(", ", 1))
         elif line and not line.startswith("#"):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from livo.retrieval.lexicon import NAMES, Lexicon, lexicon
 from livo.retrieval.corpus.perturb import DISGUISES
+from livo.retrieval.lexicon import NAMES, Lexicon, lexicon
 from livo.retrieval.normalizer import LONGEST, Normaliser, subject
 
 ORDINARY = ("naked", "doctor", "woman", "warrior", "office", "nurse", "portrait", "the", "beach", "hospital", "airplane")

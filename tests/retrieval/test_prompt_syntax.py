@@ -8,10 +8,10 @@ import operator
 import pytest
 
 from livo import ValueRetriever
-from livo.retrieval.embedder import fits, windows
-from livo.retrieval.normalizer import LONGEST, Normaliser, without_syntax
 from livo.papertown.world import CAREERS
 from livo.principles.principle import bundled_principles
+from livo.retrieval.embedder import fits, windows
+from livo.retrieval.normalizer import LONGEST, Normaliser, without_syntax
 from livo.retrieval.shorthand import in_words
 
 BARE = [*CAREERS.all, "a bloody warrior", "a naked chef", "a female doctor", "a red scarf"]

@@ -4,15 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PRINCIPLES, WordEmbedder, gap
 
 import livo.retrieval.features
 from livo import ValuePrinciple, ValueRetriever
+from livo.principles.principle import bundled_principles
+from livo.retrieval.corpus import FACETS, labelled_prompts
 from livo.retrieval.embedder import load_embedder
 from livo.retrieval.features import FacetHeads
-from livo.retrieval.corpus import FACETS, labelled_prompts
 from livo.retrieval.normalizer import subject
-from livo.principles.principle import bundled_principles
+from tests.conftest import PRINCIPLES, WordEmbedder, gap
 
 
 @pytest.fixture(scope="module")

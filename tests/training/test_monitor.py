@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from livo.training.config import TrainingConfig
 from livo.evaluation.judges import Judge
 from livo.principles.principle import ValuePrinciple
+from livo.training.config import TrainingConfig
 from livo.training.monitor import judged, readable
 
 GENDER = ValuePrinciple("equality", "s", "debias", attributes={"male": "a man", "female": "a woman"})

@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
-from livo.training import objectives
-from livo.training.sampler import Batches
-from livo.training.config import OBJECTIVES, TrainingConfig
-from livo.utils.hashing import weights_hash
-from livo.training.step import objective_function
-from livo.training.loop import Diverged
 from livo.data.preference_dataset import PreferenceError, pairs, read
+from livo.training import objectives
+from livo.training.config import OBJECTIVES, TrainingConfig
+from livo.training.loop import Diverged
+from livo.training.sampler import Batches
+from livo.training.step import objective_function
 from livo.training.trainer import train
+from livo.utils.hashing import weights_hash
 
 
 @pytest.fixture(autouse=True)

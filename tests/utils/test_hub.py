@@ -2,11 +2,11 @@ import pytest
 from huggingface_hub import constants
 
 from livo import LiVOPipeline, ValueEncoder
-from livo.utils import hub
-from livo.retrieval.embedder import DEFAULT_EMBEDDER, load_embedder
-from livo.utils.hub import NotFound, hub_options
 from livo.evaluation.judges import load_judge
 from livo.principles.principle import bundled_principles, load_principles
+from livo.retrieval.embedder import DEFAULT_EMBEDDER, load_embedder
+from livo.utils import hub
+from livo.utils.hub import NotFound, hub_options
 
 
 @pytest.fixture

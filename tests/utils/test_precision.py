@@ -13,26 +13,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import gap
-from test_training import config, data, fresh_accelerate  # noqa: F401, fixtures
 
-from livo.data import builder
-from livo.evaluation import runner
-from livo.utils import logs
-from livo.utils import precision
 from livo.baselines import ConceptAblation
 from livo.cli.main import main
-from livo.evaluation.runner import Method, Settings, evaluate
+from livo.data import builder
+from livo.evaluation import runner
 from livo.evaluation.judges import Judge, load_judge
-from livo.training.loop import optimise
+from livo.evaluation.readings import gather
+from livo.evaluation.runner import Method, Settings, evaluate
 from livo.papertown.reading import Reader
 from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.training.loop import optimise
+from livo.training.trainer import train
+from livo.utils import logs, precision
 from livo.utils.precision import Precision, for_pipeline, recorded, resolve, settle
 from livo.utils.prompt_files import Prompt
-from livo.evaluation.readings import gather
-from livo.training.trainer import train
+from tests.conftest import gap
+from tests.training.test_trainer import config, data, fresh_accelerate  # noqa: F401, fixtures
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +107,9 @@ def test_auto_follows_the_gpu(monkeypatch, capability, fp16, expected):
 
 
 def test_a_cpu_without_the_instructions_gets_float32_and_its_own_factor():
-    code = "from livo.utils.precision import *; print(resolve('auto', 'cpu').resolved); resolve('bf16', 'cpu'); resolve('bf16', 'cpu')"
+    code = (
+        "from livo.utils.precision import *; print(resolve('auto', 'cpu').resolved); resolve('bf16', 'cpu'); resolve('bf16', 'cpu')"
+    )
     without = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["fp32"]
@@ -266,7 +267,7 @@ def test_images_of_an_evaluation_are_the_pipelines_own_in_that_precision(pipe, a
 
 
 def test_a_build_records_its_precision_and_computes_in_it(tmp_path, machine):
-    import test_building as made
+    from tests.data import test_builder as made
 
     seen = []
 
@@ -289,7 +290,7 @@ def test_a_build_records_its_precision_and_computes_in_it(tmp_path, machine):
 
 
 def test_a_build_of_an_older_version_is_resumed_in_its_precision(tmp_path, machine):
-    import test_building as made
+    from tests.data import test_builder as made
 
     machine("bf16")
     jobs = builder.build(made.Generator(), made.Reader(), [made.BLOODY], tmp_path, replace(made.SMALL, precision="fp32"))

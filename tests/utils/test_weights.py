@@ -9,10 +9,10 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from livo import LiVOPipeline, LiVOXLPipeline, ValueEncoder
-from livo.training.adapters import LoRAAdapter
 from livo.baselines import LoRA, WeightEdit
 from livo.baselines.weights import cross_attention
 from livo.pipelines.lora import lora_modules
+from livo.training.adapters import LoRAAdapter
 from livo.utils.weights import check_tensors, read_tensors
 
 KEY = "final_layer_norm.weight"

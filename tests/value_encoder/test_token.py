@@ -2,9 +2,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import gap
 
-from livo.value_encoder.token import ValueAttention, blend, encode_value, fuse, tokenize, value_text
+from livo.value_encoder.attention import ValueAttention, blend
+from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
+from tests.conftest import gap
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Preference data: the dataset and its builder."""

@@ -1,0 +1,1 @@
+"""diffusers pipelines with values: generation, loading, saving, attaching, records."""

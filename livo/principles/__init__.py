@@ -1,0 +1,1 @@
+"""Value principles: what they are, and how they are read from YAML files."""

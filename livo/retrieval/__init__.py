@@ -1,0 +1,1 @@
+"""Which principles apply to a prompt: the retriever and everything it reads."""

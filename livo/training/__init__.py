@@ -1,0 +1,1 @@
+"""Preference training: objectives, adapters, the step and the loop."""

@@ -1,0 +1,40 @@
+"""The model card of trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from livo.pipelines.model_card import limits
+from livo.training.config import TrainingConfig
+
+
+def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
+    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
+    head = {
+        "library_name": "livo",
+        "base_model": config.model,
+        "tags": ["text-to-image", "preference-optimisation", config.objective],
+    }
+    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
+    return f"""---
+{yaml.safe_dump(head, sort_keys=True)}---
+
+# {config.adapter} for {config.model}, trained with {config.objective}
+
+Load it with `pipe.{load}(folder)`. Records name its weights {record["weights"]}.
+
+It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
+{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
+
+## Intended use
+
+Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out.
+
+## Limits
+
+{limits(record)}
+
+Run `livo evaluate` on held-out prompts before relying on it.
+"""
