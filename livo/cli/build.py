@@ -12,6 +12,8 @@ from livo.cli import add_judge, add_sampling, device_of, positive
 HELP = "Make preference data for principles with a construct section, or check a folder of them."
 EXAMPLE = "livo build -o data/gender --only gender_equality --pairs 100"
 
+_WRITTEN = ("data_card.json", "metadata.jsonl", "rounds")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder to build into; a build that was killed goes on there")
@@ -40,11 +42,12 @@ def run(args) -> None:
     from livo.cli.checks import check_judges, check_model
     from livo.principles.principle import bundled_principles, load_principles
     from livo.utils.extras import require
-    from livo.utils.files import check_output, refuse_overwriting
+    from livo.utils.files import check_output, refuse_foreign, refuse_overwriting
 
     check_output(args.output, folder=True)
+    refuse_foreign(args.output, "build.json", _WRITTEN)
     if args.principles:
-        refuse_overwriting(args.principles, args.output, ("build.json", "data_card.json", "metadata.jsonl", "rounds"))
+        refuse_overwriting(args.principles, args.output, ("build.json", *_WRITTEN))
     known = load_principles(args.principles or bundled_principles())
     principles = _chosen(known, args.only)
     check_model(args.model)

@@ -44,6 +44,8 @@ def check_judges(model: str, judges: Sequence[str], principles: Sequence[ValuePr
     """Each judge is one that can be had. A hub id needs one; a folder may hold Papertown, so it is loaded first."""
     if not judges and model != "papertown" and not Path(model).is_dir():
         raise ValueError(f"--model {model}: {NO_JUDGE}")
+    if len(set(judges)) < len(judges):
+        raise ValueError(f"--judge {max(judges, key=judges.count)} is there twice; name each judge once")
     attributes = None if principles is None else {p.judged: None for p in principles if p.attributes}
     for spec in judges:
         kind, source, _ = parse_judge(spec, attributes)

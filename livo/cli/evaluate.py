@@ -13,7 +13,10 @@ _METHODS = """base; livo (the retriever chooses); livo=ID[,ID] (given principles
 sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attribute); uce=WORD[,WORD] (erased); weights=FILE
 (a baseline that was saved); lora=FILE, folder or hub id. Default: base livo"""
 
+_BETWEEN = {"fair": "/", "livo": ",", "uce": ","}  # what separates the words of a method
 _KINDS = ("base", "livo", "negative", "sld", "sld-weak", "sld-medium", "sld-strong", "sld-max", "fair", "uce", "weights", "lora")
+
+_WRITTEN = ("results.json", "report.html", "contact.png", "methods", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> None:
     from livo.cli.checks import check_judges, check_model, check_value_encoder, principles_of
     from livo.utils.extras import require
-    from livo.utils.files import check_output, refuse_overwriting
+    from livo.utils.files import check_output, refuse_foreign, refuse_overwriting
     from livo.utils.images import require_images
     from livo.utils.prompt_files import distinct, read_prompts
 
     check_output(args.output, folder=True)
+    refuse_foreign(args.output, "evaluation.json", _WRITTEN)
     for source in filter(None, (args.prompts, args.principles)):
-        refuse_overwriting(
-            source, args.output, ("evaluation.json", "results.json", "report.html", "contact.png", "methods", "images")
-        )
+        refuse_overwriting(source, args.output, ("evaluation.json", *_WRITTEN))
     check_model(args.model)
     check_value_encoder(args.value_encoder)
     check_judges(args.model, args.judge or [], principles_of(args))
     for spec in args.method:
         _check_method(spec)
+    if twice := [spec for spec in args.method if args.method.count(spec) > 1]:
+        raise ValueError(f"--method {twice[0]} is there twice; name each method once")
     require("evaluating", "accelerate")
     prompts = read_prompts(args.prompts, args.column)  # what may fail is loaded before the long part
     if args.reference not in ("base", "none"):
@@ -129,6 +133,11 @@ def _check_method(spec: str) -> None:
     kind, _, rest = spec.partition("=")
     if kind not in _KINDS or not (rest or kind in ("base", "livo")) or (kind == "base" and rest):
         raise ValueError(f"--method {spec}: there are {' '.join(_METHODS.split())}")
+    groups = [group.split(_BETWEEN.get(kind, "\n")) for group in (rest.split(";") if kind == "fair" else [rest])]
+    if "=" in spec and not all(word.strip() for group in groups for word in group):
+        raise ValueError(f"--method {spec}: a word of it is empty; write it, or leave its separator out")
+    if kind == "fair" and any(len(set(group)) < max(2, len(group)) for group in groups):
+        raise ValueError(f"--method {spec}: name two concepts or more for each attribute, each once, as in 'fair=a man/a woman'")
     if kind == "weights" and not Path(rest).is_file():
         raise ValueError(f"--method {spec}: no such file")
     if kind == "lora":

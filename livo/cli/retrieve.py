@@ -51,6 +51,10 @@ def run(args) -> None:
         raise ValueError("give either prompts, --file, --fit or --redteam")
     if args.column and jobs[0] not in ("file", "fit"):
         raise ValueError("--column names a column of --file or --fit; there is no file")
+    if jobs[0] == "prompt" and args.output:
+        raise ValueError("--output needs --file, --fit or --redteam: decisions about prompts in the command line are printed")
+    if (args.json or args.explain) and (jobs[0] != "prompt" or args.json == args.explain):
+        raise ValueError("--json and --explain are for prompts in the command line, one of the two at a time")
     prompts = _read(args, jobs[0])
 
     from livo.principles.principle import bundled_principles

@@ -145,18 +145,21 @@ def open_sample(sample: Sample) -> Image.Image:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises PreferenceError where there is no such folder."""
+    """Raises PreferenceError where there is no such folder, or one without preference data."""
     if not folder.is_dir():
         raise PreferenceError(f"{folder}: no such folder of preference data; make one with `livo build`")
+    if not _manifests(folder):
+        raise PreferenceError(f"{folder}: no {MANIFEST} in it or in its <type>/<scene> folders; is it the right folder?")
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
 
 
 def _scan(folder: Path) -> Report:
     check_folder(folder)
-    manifests = sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
-    if not manifests:
-        raise PreferenceError(f"{folder}: no {MANIFEST} in it or in its <type>/<scene> folders; is it the right folder?")
     report, seen = Report([]), {}
-    for manifest in manifests:
+    for manifest in _manifests(folder):
         try:
             lines = split_lines(read_text(manifest))
         except (OSError, ValueError) as error:

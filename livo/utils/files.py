@@ -134,6 +134,12 @@ def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] 
             raise ValueError(f"{output}: writing there would replace the input {source.name}; choose another output")
 
 
+def refuse_foreign(folder: Path, mark: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError where `folder` holds one of `names`, which a run would replace, but not `mark`, which every run writes first."""
+    if not (folder / mark).is_file() and (there := [name for name in names if (folder / name).exists()]):
+        raise ValueError(f"--output {folder}: its {there[0]} was not made by this command (no {mark}); choose another folder")
+
+
 def _same(one: Path, two: Path) -> bool:
     return one.exists() and two.exists() and one.samefile(two)
 

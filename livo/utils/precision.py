@@ -79,11 +79,12 @@ def resolve(asked: str, device, *, weights: str = "fp32", fp16: bool = True, fil
     before = recorded(file) if file is not None else None
     chosen = asked
     if asked == "auto":
-        chosen = before or (weights if weights != "fp32" else fastest(device, fp16))
+        own = weights if weights != "fp32" else fastest(device, fp16)
+        chosen = before or own
     if before is not None and chosen != before:
-        raise ValueError(f"{file.parent} was begun in {before}, not {asked}: give precision auto or {before}, or another folder")
+        raise ValueError(f"{file.parent} was started in {before}, not {asked}: give precision auto or {before}, or another folder")
     if asked == "auto":
-        _report(chosen, str(device), resumed=before is not None)
+        _report(chosen, str(device), resumed=chosen != own)
     warn_if_slow(chosen, device)
     return Precision(asked, chosen, weights)
 
@@ -200,7 +201,7 @@ def _computes_in(name: str) -> bool:
 
 @lru_cache
 def _report(chosen: str, device: str, resumed: bool) -> None:
-    logger.info("precision auto is %s on %s%s", chosen, device, ", as what is there was begun" if resumed else "")
+    logger.info("precision auto is %s on %s%s", chosen, device, ", as in the run that is resumed" if resumed else "")
 
 
 def _block():

@@ -107,7 +107,7 @@ def read_labelled(file: Path, column: str | None = None) -> list[Labelled]:
     for prompt in read_prompts(file, column):
         row = {name.lower(): value for name, value in prompt.columns.items()}
         if "labels" not in row:
-            there = ", ".join(row) or "none"
+            there = ", ".join(name or "(no name)" for name in row) or "none"
             raise ValueError(f"{prompt.where}: no column labels, there are {there}; leave its cells empty where nothing applies")
         labels = row["labels"] or ()
         labels = labels.split("|") if isinstance(labels, str) else labels

@@ -64,6 +64,17 @@ def test_papertown_grid_is_a_picture(tmp_path):
         (["generate", "a doctor", "--ledger", __file__], "not a ledger"),
         (["generate", "a doctor", "--ledger", "absent/x.sqlite"], "name a file in a folder that exists"),
         (["retrieve", "a doctor", "--principles", "absent"], "absent"),
+        (["retrieve", "a doctor", "-o", "x.csv"], "--output needs --file, --fit or --redteam"),
+        (["retrieve", "a doctor", "--json", "--explain"], "one of the two at a time"),
+        (["retrieve", "--redteam", "--explain"], "are for prompts in the command line"),
+        (["evaluate", "--prompts", "p.txt", "--method", "livo="], "a word of it is empty"),
+        (["evaluate", "--prompts", "p.txt", "--method", "uce=blood,"], "a word of it is empty"),
+        (["evaluate", "--prompts", "p.txt", "--method", "negative= "], "a word of it is empty"),
+        (["evaluate", "--prompts", "p.txt", "--method", "fair=a man"], "two concepts or more"),
+        (["evaluate", "--prompts", "p.txt", "--method", "fair=a man/a woman;a cat/a cat"], "each once"),
+        (["evaluate", "--prompts", "p.txt", "--method", "base", "livo", "base"], "--method base is there twice"),
+        (["evaluate", "--prompts", "p.txt", "--judge", "papertown", "--judge", "papertown"], "papertown is there twice"),
+        (["train", "--data", "{tmp}", "--output", "{tmp}/run"], "no metadata.jsonl in it"),
         (["build"], "--output"),
         (["build", "--check", "absent"], "no such folder"),
         (["build", "-o", "data", "--only", "kindness"], "no such principle"),
@@ -261,6 +272,7 @@ def test_arguments_are_checked_before_torch_and_retrieve_imports_no_more(tmp_pat
 )
 def test_a_missing_extra_is_one_line_before_any_work(command, package, tmp_path, monkeypatch, capsys):
     (tmp_path / "p.txt").write_text("a doctor\n")
+    (tmp_path / "metadata.jsonl").write_text("{}\n")
     (tmp_path / "labels.csv").write_text("prompt,labels\na doctor,person\n")
     monkeypatch.setitem(sys.modules, package, None)
     assert main(command.format(tmp=tmp_path).split()) == 2

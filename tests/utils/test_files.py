@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from livo.utils.files import differing, replacing, sweep, write_json
+from livo.utils.files import differing, refuse_foreign, replacing, sweep, write_json
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -39,3 +39,16 @@ def test_only_what_dead_processes_left_half_written_is_swept(tmp_path):
         sweep(tmp_path)
         assert [f for f in tmp_path.rglob("*") if f.is_file()] == [kept]
         living.communicate(b"\n")
+
+
+def test_a_folder_that_holds_someone_elses_results_is_refused(tmp_path):
+    refuse_foreign(tmp_path / "new", "build.json", ("metadata.jsonl", "rounds"))
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse_foreign(tmp_path, "build.json", ("metadata.jsonl", "rounds"))
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"its metadata.jsonl was not made by this command \(no build.json\); choose another folder"
+    ):
+        refuse_foreign(tmp_path, "build.json", ("metadata.jsonl", "rounds"))
+    (tmp_path / "build.json").write_text("{}")
+    refuse_foreign(tmp_path, "build.json", ("metadata.jsonl", "rounds"))

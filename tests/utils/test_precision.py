@@ -207,13 +207,17 @@ def test_the_shipped_encoders_record_still_loads(papertown):
 
 def test_a_folder_keeps_its_precision_on_another_machine(tmp_path, machine, caplog):
     machine("bf16")
-    assert settle(tmp_path / "run", "auto", "cpu").resolved == "bf16"
+    with caplog.at_level(logging.INFO, "livo"):
+        for _ in range(2):  # a run reads what it has written itself: it reports once
+            assert settle(tmp_path / "run", "auto", "cpu").resolved == "bf16"
+    assert caplog.messages == ["precision auto is bf16 on cpu"]
+    caplog.clear()
     machine()
     with caplog.at_level(logging.INFO, "livo"):
         assert settle(tmp_path / "run", "auto", "cpu").resolved == "bf16"
-    assert caplog.messages[0] == "precision auto is bf16 on cpu, as what is there was begun"
+    assert caplog.messages[0] == "precision auto is bf16 on cpu, as in the run that is resumed"
     assert caplog.messages[1].startswith("bf16 takes 14.0 times as long")
-    with pytest.raises(ValueError, match="run was begun in bf16, not fp32: give precision auto or bf16, or another folder"):
+    with pytest.raises(ValueError, match="run was started in bf16, not fp32: give precision auto or bf16, or another folder"):
         settle(tmp_path / "run", "fp32", "cpu")
     assert settle(tmp_path / "other", "fp32", "cpu").record() == {"asked": "fp32", "resolved": "fp32"}
 
@@ -246,7 +250,7 @@ def test_an_evaluation_records_its_precision_and_never_mixes(pipe, tmp_path, mac
     run("auto", "another")  # on a CPU without bfloat16
     both = [gather(tmp_path, Method(name), PROMPTS, judge, SMALL) for name in ("base", "another")]
     assert both[0].digests == both[1].digests
-    with pytest.raises(ValueError, match="was begun in bf16, not fp32"):
+    with pytest.raises(ValueError, match="was started in bf16, not fp32"):
         run("fp32", "third")
 
 
@@ -281,7 +285,7 @@ def test_a_build_records_its_precision_and_computes_in_it(tmp_path, machine):
     assert json.loads((tmp_path / "fast/build.json").read_text())["precision"] == {"asked": "auto", "resolved": "bf16"}
     assert json.loads((tmp_path / "fast/data_card.json").read_text())["made"]["precision"]["resolved"] == "bf16"
     assert all(seen)
-    with pytest.raises(ValueError, match="begun in bf16, not fp32"):
+    with pytest.raises(ValueError, match="started in bf16, not fp32"):
         made.run(tmp_path / "fast", [made.BLOODY], replace(made.SMALL, precision="fp32"))
     seen.clear()
     machine()
@@ -309,7 +313,7 @@ def test_readings_are_kept_by_precision(papertown, tmp_path, machine):
     judge = load_judge("papertown")
     one, two = (Reader(papertown, judge, tmp_path / name, precision=name) for name in ("fp32", "bf16"))
     assert (one.precision.resolved, two.precision.resolved) == ("fp32", "bf16")
-    with pytest.raises(ValueError, match="begun in fp32, not bf16"):
+    with pytest.raises(ValueError, match="started in fp32, not bf16"):
         Reader(papertown, judge, tmp_path / "fp32", precision="bf16")
 
 
@@ -352,7 +356,7 @@ def test_a_training_run_records_its_precision_and_resumes_in_it(config, machine,
     machine()
     list(train(config, resume=True))
     assert json.loads((run / "inputs.json").read_text())["precision"] == wanted
-    with pytest.raises(ValueError, match="was begun in bf16, not fp32: give precision auto or bf16"):
+    with pytest.raises(ValueError, match="was started in bf16, not fp32: give precision auto or bf16"):
         next(train(replace(config, precision="fp32"), resume=True))
     AcceleratorState._reset_state(True)  # which keeps a process to one precision
     other = replace(config, output=str(tmp_path / "other"))
