@@ -15,13 +15,17 @@ from livo.principles.principle import ValuePrinciple, bundled_principles
 from livo.utils.arguments import strict
 
 
+@strict
 @cache
 def aligned(cls: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     """The pipeline class with values: `aligned(StableDiffusionImg2ImgPipeline).from_pretrained(...)`, or `.from_pipe(pipe)`.
 
     Raises:
-        ValueError: what `encode_prompt` returns does not reach a UNet in calls of this class, so values would do nothing.
+        ValueError: what `encode_prompt` returns does not reach a UNet in calls of this class, so values would do nothing; or it is no
+            pipeline class.
     """
+    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
+        raise ValueError(f"{cls!r} is no pipeline class: give one such as StableDiffusionPipeline; for a pipeline use livo.attach")
     if issubclass(cls, ValueMixin):
         return cls
     for known in (LiVOPipeline, LiVOXLPipeline):
@@ -48,6 +52,8 @@ def attach(
     Raises:
         ValueError: it has values already, or is of another family, or the encoder does not fit; it is then as it was.
     """
+    if not isinstance(pipe, DiffusionPipeline):
+        raise ValueError(f"{pipe!r} is no pipeline: give one that was loaded, as by StableDiffusionPipeline.from_pretrained")
     if isinstance(pipe, ValueMixin):
         raise ValueError(f"{type(pipe).__name__} has values already: use load_value_encoder, or livo.detach it first")
     needed = {"text_encoder": CLIPTextModel, "tokenizer": PreTrainedTokenizerBase, "unet": object, "vae": object}
@@ -67,6 +73,7 @@ def attach(
     return pipe
 
 
+@strict
 def detach(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """Take the values out of `pipe`: its class, hooks, modules and configuration are what they were before `attach`. Returns it.
 

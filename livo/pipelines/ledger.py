@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import RLock
 
 from livo.pipelines.allocation import Shares, share_out
+from livo.utils.arguments import strict
 from livo.utils.files import alive, replacing
 from livo.utils.logs import warn_once
 
@@ -54,6 +55,7 @@ class ValueLedger:
         OSError: the file cannot be opened or locked.
     """
 
+    @strict
     def __init__(self, path: str | Path | None = None, across: str | None = None):
         if across not in (*ACROSS, None):
             raise ValueError(f"across is {across!r}: choose one of {', '.join(ACROSS)}")
@@ -77,6 +79,7 @@ class ValueLedger:
             raise TypeError("a ledger in memory cannot be sent to another process: give it a file, ValueLedger(path)")
         return ValueLedger, (self.path, self.across)
 
+    @strict
     def counts(self, value: str, prompt: str | None = None) -> dict[Hashable, int]:
         """Images that each class of a principle's id (or of a statement) was given: of one prompt, or of all.
 
@@ -117,8 +120,10 @@ class ValueLedger:
         """Add the counts of another ledger.
 
         Raises:
-            ValueError: it is this ledger, or it balances across something else.
+            ValueError: it is this ledger, or no ledger, or it balances across something else.
         """
+        if not isinstance(other, ValueLedger):
+            raise ValueError(f"{other!r} is not a ledger: open the file first, as in ledger.merge(ValueLedger({str(other)!r}))")
         if other is self or (self.path is not None and self.path == other.path):
             raise ValueError(f"{self.path or 'a ledger in memory'}: a ledger cannot be merged with itself")
         if other.across != self.across:

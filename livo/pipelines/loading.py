@@ -35,6 +35,7 @@ PAPERTOWN = Path(__file__).parents[1] / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
+_UPLOAD = frozenset({"private", "token", "commit_message", "create_pr", "repo_id"})
 _SINGLE_FILE = {*HUB_OPTIONS, "config", "original_config", "dtype", "torch_dtype", "disable_mmap"}  # of diffusers' from_single_file
 
 
@@ -102,6 +103,8 @@ class SavedValues(NamedEncoders, CheckedLoading):
         refuse_unknown(kwargs, _SINGLE_FILE | set(signature(cls.__init__).parameters), f"{cls.__name__}.from_single_file()")
         if Path(source).is_file():
             check_readable(source, str(source))
+        elif str(source).startswith(("/", ".", "~")) or str(source).count("/") < 2:  # nor is it a file of a hub repository
+            raise FileNotFoundError(f"{source}: no such file; give a .safetensors file, or the address of one on the hub")
         pipe = super().from_single_file(str(source), value_encoder=None, **kwargs)
         pipe.register_to_config(_name_or_path=str(source))
         config = kwargs.get("config")
@@ -170,8 +173,11 @@ class SavedValues(NamedEncoders, CheckedLoading):
         """
         if kwargs.pop("safe_serialization", True) is not True:
             raise ValueError("safe_serialization is False: weights are safetensors here, never pickle")
-        names = ("repo_id", "private", "token", "commit_message", "create_pr")
-        where = {name: kwargs.pop(name) for name in names if name in kwargs}
+        known = method_arguments(type(self), "save_pretrained") | _UPLOAD
+        refuse_unknown(kwargs, known, f"{type(self).__name__}.save_pretrained()")
+        where = {name: kwargs.pop(name) for name in _UPLOAD if name in kwargs}
+        if where and not push_to_hub:
+            raise ValueError(f"{', '.join(sorted(where))} is for an upload: pass push_to_hub=True too, or leave it out")
         self._refuse_lora("saved")
         self._save_values(Path(save_directory), license)
         super().save_pretrained(save_directory, variant=variant, **kwargs)
@@ -186,6 +192,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
             license: Identifier of the licence of what you add, for the card.
             **kwargs: `private`, `token`, `commit_message`, `create_pr`; `variant`.
         """
+        refuse_unknown(kwargs, _UPLOAD | {"variant"}, f"{type(self).__name__}.push_to_hub()")
         if encoder_only and not self.value_encoders:
             raise ValueError("encoder_only: there is no value encoder to upload; call load_value_encoder first")
         variant = {"variant": kwargs.pop("variant")} if "variant" in kwargs else {}
@@ -226,9 +233,12 @@ class SavedValues(NamedEncoders, CheckedLoading):
             temporary.write_text(card, encoding="utf-8")
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, value_principles=None, **kwargs):
+    def from_pipe(cls, pipeline: DiffusionPipeline, value_encoder=None, value_principles=None, **kwargs):
         """As the base's, but the weights keep their dtype unless `dtype` is given (the base's makes them, and so those of
-        `pipeline`, float32), and values, principles and strength come along."""
+        `pipeline`, float32), and values, principles and strength come along. `value_encoder` and `value_principles` are as in
+        `from_pretrained`, and go before those of `pipeline`."""
+        known = {"dtype", "torch_dtype", *signature(cls.__init__).parameters} - {"self"}
+        refuse_unknown(kwargs, known, f"{cls.__name__}.from_pipe()")
         dtypes = {name: m.dtype for name, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
         asked = kwargs.get("dtype") or kwargs.pop("torch_dtype", None)
         kwargs["dtype"] = asked or (next(iter(dtypes.values())) if len(set(dtypes.values())) == 1 else torch.float32)
@@ -240,6 +250,8 @@ class SavedValues(NamedEncoders, CheckedLoading):
             for name, encoder in pipeline.value_encoders.items():
                 pipe.register_modules(**{component(name): encoder})
             pipe._encoder_scales = dict(pipeline._encoder_scales)
+        if value_encoder is not None:
+            pipe._load_all(value_encoder)
         if value_principles is None and getattr(pipeline, "retriever", None) is not None:
             pipe.retriever = pipeline.retriever
         else:

@@ -22,7 +22,7 @@ from livo.pipelines.loading import SavedValues
 from livo.pipelines.named_encoders import PREFIX
 from livo.pipelines.schedule import Plan, before_each_step
 from livo.pipelines.selection import ValueChooser, Wishes, checked_scale, no_value
-from livo.pipelines.settings import model_record, noise_of, settings_of, size_of
+from livo.pipelines.settings import checked_draw, model_record, noise_of, settings_of, size_of
 from livo.pipelines.sharing import PrivateTokenizer, one_call, private_copy
 from livo.retrieval.retriever import ValueRetriever
 from livo.utils.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
@@ -69,6 +69,8 @@ class ValueMixin(SavedValues):
             raise ValueError(f"prompt_padding is {prompt_padding!r}: choose one of {', '.join(PADDINGS)}")
         if prompt_padding == "do_not_pad" and "prompt_2" in signature(self.base_class.encode_prompt).parameters:
             raise ValueError(f"prompt_padding 'do_not_pad' is Stable Diffusion 1.x's; {type(self).__name__} has 'max_length' alone")
+        if not isinstance(value_encoder, (CLIPTextModel, type(None))):
+            raise TypeError(f"value_encoder is {value_encoder!r}: give a CLIPTextModel; load_value_encoder reads one from a file")
         self.register_modules(value_encoder=value_encoder)
         self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
         self._encoder_scales: dict[str, float] = {}
@@ -147,7 +149,7 @@ class ValueMixin(SavedValues):
         reserving = nullcontext() if ledger is None else ledger.reserving()  # counted once the images are there
         with one_call(self, given), watching(self) as finite, reserving as reservation:
             decisions = self._decide(prompt, (value, value_scale, value_start, value_end), reservation, given)
-            if value is not None and prompt is not None and given.get("prompt_embeds") is not None:
+            if given.get("prompt_embeds") is not None:
                 prompt = None  # the base takes one of them
             plan = self._planned(decisions)
             drawn_with = self._drawn_with(given, len(decisions))
@@ -201,7 +203,7 @@ class ValueMixin(SavedValues):
             negative = fuse(torch.zeros_like(tokens), negative)
         embeds = fuse(tokens, embeds)
         self._attention.rows = Rows(torch.cat([torch.zeros_like(tokens), tokens]), self._plan.labels)
-        self._attention.blend = self._plan.blend(0.0, embeds.shape[1]).to(embeds)
+        self._attention.follow(self._plan.blend(0.0, embeds.shape[1]).to(embeds), self._plan.live(0.0))
         return embeds, negative, *rest
 
     def _encode(self, *args, length: int | None = None, **kwargs):
@@ -221,8 +223,8 @@ class ValueMixin(SavedValues):
         """
         if step == 1:  # how many steps there are is known from the first on
             self._plan.check(self.num_timesteps)
-        before = self._attention.blend.bias
-        self._attention.blend = self._plan.blend(step / self.num_timesteps, before.shape[-1]).to(before)
+        before, share = self._attention.blend.bias, step / self.num_timesteps
+        self._attention.follow(self._plan.blend(share, before.shape[-1]).to(before), self._plan.live(share))
 
     def _encode_unpadded(self, *args, **kwargs):
         """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
@@ -257,7 +259,7 @@ class ValueMixin(SavedValues):
         guided = given["do_classifier_free_guidance"]
         embeds, blend = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
         self._attention.rows = Rows(embeds, plan.labels)
-        self._attention.blend = blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None
+        self._attention.follow(blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None)
         return embeds[len(scales) :], embeds[: len(scales)] if guided else None
 
     # --- decisions ------------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ class ValueMixin(SavedValues):
     def _decide(self, prompt, wishes: tuple, reservation: Reservation | None, given: dict) -> list[ImageDecision]:
         """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
         value, scale, start, end = wishes
-        number, generator = given.get("num_images_per_prompt") or 1, given.get("generator")
+        number, generator = checked_draw(given)
         if prompt is None:
             embeds = given.get("prompt_embeds")
             if value is not None and not (isinstance(value, str) and value == "auto" and not self.value_encoders):
@@ -282,9 +284,9 @@ class ValueMixin(SavedValues):
             raise ValueError(
                 "value_start and value_end need prompt_padding 'max_length': without padding no step can be the base's"
             )
-        one_each = isinstance(generator, (list, tuple))
+        one_each = isinstance(generator, list)
         images = len(prompts) * number
-        embeds = None if value is None else given.get("prompt_embeds")
+        embeds = given.get("prompt_embeds")
         if embeds is not None and len(embeds) != len(prompts):
             raise ValueError(
                 f"prompt_embeds make {len(embeds) * number} images and the prompts {images}: give a text for each of them"

@@ -125,7 +125,7 @@ class NamedEncoders:
         if isinstance(source, (str, Path)):
             return ValueEncoder.load(source, self.text_encoder, self._width, self.tokenizer, component(name))
         if not isinstance(source, CLIPTextModel):
-            raise TypeError(f"value encoder {name} is a {type(source).__name__}: give a hub id, a path, or a CLIPTextModel")
+            raise TypeError(f"value encoder {name!r} is {source!r}: give a hub id, a path, or a CLIPTextModel")
         self._check(source, f"the given value encoder {name!r}")
         return source
 

@@ -45,13 +45,18 @@ class Plan:
                 )
 
     def check_acted(self, acted: Callable[[int], bool], name: str) -> None:
-        """Raises ValueError where no attention layer ever saw a token that was planned for an image. `acted` says it of a row."""
+        """Raises ValueError where a token that was planned for an image never acted in attention. `acted` says it of a row."""
         unseen = [i for i, row in enumerate(self.rows) if row and not acted(len(self.rows) + i)]
         if unseen:
+            early = "ended before value_start, or " if any(d.start > 0 for i in unseen for d in self.rows[i]) else ""
             raise ValueError(
                 f"{name}: the value token of image {', '.join(map(str, unseen))} reached no attention layer, so it did nothing: the call "
-                "does not pass on what encode_prompt returns. Pass value=None, or change the class"
+                f"{early}does not pass on what encode_prompt returns. Pass value=None, or change the class"
             )
+
+    def live(self, share: float) -> set[int]:
+        """The rows, of 2 N, whose tokens act after `share` of the steps."""
+        return {len(self.rows) + i for i in range(len(self.rows)) if any(self.scales(i, share))}
 
     def scales(self, image: int, share: float) -> list[float]:
         """The scale of each of the image's K tokens after `share` of the steps; 0 where it has none."""

@@ -85,11 +85,12 @@ class ValueChooser:
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
+        for wish, scale in zip(wishes.values, wishes.scales, strict=True):
+            self._check_scale(wish, scale)
         found = iter(self._retrieve([text for text, wish in zip(prompts, wishes.values, strict=True) if wish == "auto"]))
         decisions = []
         for i, (text, wish, scale) in enumerate(zip(prompts, wishes.values, wishes.scales, strict=True)):
             chosen = next(found) if wish == "auto" else self._honour_all(text, wish)
-            self._check_names(scale, [d for d, _ in chosen])
             chosen = [(self._carried(d, p, scale, wishes.starts[i], wishes.ends[i]), p) for d, p in _with_conflicts(chosen)]
             decisions += self._assigned(chosen, number, (*seeds[i], text_seed(text)), reservation)
         return decisions
@@ -119,13 +120,21 @@ class ValueChooser:
                     return name
         return next((name for name, words in known.items() if words is None), next(iter(known)))
 
-    def _scale_of(self, decision: ImageDecision, scale) -> float:
-        return checked_scale(scale.get(decision.id, self.default_scale) if isinstance(scale, Mapping) else scale)
+    def _check_scale(self, wish, scale) -> None:
+        """Raise ValueError where `scale` cannot be used, whether a value applies to the prompt or not."""
+        if not isinstance(scale, Mapping):
+            checked_scale(scale)
+            return
+        given = [one.id for one in (wish if isinstance(wish, tuple) else (wish,)) if isinstance(one, ValuePrinciple)]
+        ids = list(dict.fromkeys([*(principle.id for principle in self.principles), *given]))
+        if unknown := [name for name in scale if name not in ids]:
+            there = f"there are {', '.join(ids)}" if ids else "none are loaded"
+            raise ValueError(f"value_scale names {', '.join(map(repr, unknown))}, and no principle has that id: {there}")
+        for one in scale.values():
+            checked_scale(one)
 
-    def _check_names(self, scale, decisions: Sequence[ImageDecision]) -> None:
-        known = {known.id for known in (*self.principles, *decisions)}
-        if isinstance(scale, Mapping) and (unknown := set(scale) - known):
-            raise ValueError(f"value_scale names {', '.join(sorted(map(repr, unknown)))}, and no principle has that id")
+    def _scale_of(self, decision: ImageDecision, scale) -> float:
+        return float(scale.get(decision.id, self.default_scale) if isinstance(scale, Mapping) else scale)
 
     def _assigned(
         self, chosen: list[Chosen], number: int, seed: Sequence[int], reservation: Reservation | None
@@ -233,7 +242,7 @@ class ValueChooser:
 def checked_scale(scale) -> float:
     """`scale` as a number. Raises ValueError unless it is from 0 to `MAX_SCALE`."""
     try:
-        number = float(scale)
+        number = -1.0 if isinstance(scale, (bool, str)) else float(scale)
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number <= MAX_SCALE:

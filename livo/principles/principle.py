@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from livo.principles.construction import Construct
+from livo.utils.arguments import strict
 from livo.utils.files import read_text
 from livo.utils.plain_yaml import compose_yaml, construct_yaml, load_yaml
 
@@ -156,6 +157,10 @@ class ValuePrinciple:
         return self.target or {name: 1 / len(self.directions) for name in self.directions}
 
 
+ValuePrinciple.__init__ = strict(ValuePrinciple.__init__)
+
+
+@strict
 def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Sequence[ValuePrinciple] = ()) -> list[ValuePrinciple]:
     """Principles from a YAML file, a folder of them (in the order of their names), a bundled file, or a list of ValuePrinciple.
 

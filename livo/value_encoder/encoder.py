@@ -135,7 +135,9 @@ class ValueEncoder(CLIPTextModel):
             folders = [path / name for name in places]
             folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
             if folder is None:
-                raise FileNotFoundError(f"{path}: no config.json here or in its value_encoder folder, so no value encoder")
+                others = sorted(file.parent.name for file in path.glob("value_encoder_*/config.json"))
+                remedy = f"; there is {', '.join(others)}: name that folder" if others else ", so no value encoder"
+                raise FileNotFoundError(f"{path}: no config.json here or in its value_encoder folder{remedy}")
             encoder = cls._from_folder(folder)
         elif path.exists():
             raise FileNotFoundError(f"{path}: a value encoder is a folder or a .safetensors file, and this is neither")
