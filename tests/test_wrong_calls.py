@@ -1,5 +1,7 @@
 """Wrong arguments are refused by name, whatever the prompt; and what never acted is not recorded as applied."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -102,7 +104,6 @@ def test_a_value_that_an_interrupted_call_never_reached_is_not_applied(pipe, sta
             lambda pipe: LiVOPipeline.from_pipe(pipe, value_encodr=1),
             r"from_pipe\(\) has no argument 'value_encodr': .*'value_encoder'",
         ),
-        (lambda pipe: pipe.retriever.retrieve(promt="x"), r"retrieve\(\) has no argument 'promt': did you mean 'prompt'"),
         (lambda _: ValueLedger(acros="principle"), r"ValueLedger\(\) has no argument 'acros': did you mean 'across'"),
         (lambda _: ValueRetriever("livo", embeder="x"), r"ValueRetriever\(\) has no argument 'embeder': did you mean 'embedder'"),
         (
@@ -160,3 +161,36 @@ def test_a_text_beside_embeddings_is_taken_with_and_without_a_value(pipe, base):
     assert draw(pipe, value="bloody", **ready).decisions[0].applied
     with pytest.raises(ValueError, match="prompt_embeds make 1 images and the prompts 2: give a text for each"):
         draw(pipe, [WARRIOR, CAT], value=None, **ready)
+
+
+def test_the_card_of_uploaded_encoders_loads_each_by_its_name(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("livo.pipelines.loading.upload", lambda folder, *_: shutil.copytree(folder, tmp_path / "hub"))
+    pipe.load_value_encoder(pipe.value_encoder, name="mine")
+    pipe.push_to_hub("me/values", encoder_only=True)
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert 'pipe.load_value_encoder("me/values")\npipe.load_value_encoder("me/values", name="mine")\n' in card
+
+
+def test_a_path_to_ones_own_principles_is_not_taken_for_the_bundled_ones(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "safety").mkdir()
+    (tmp_path / "safety" / "mine.yaml").write_text("{id: calm, statement: calm}")
+    for path in ("./safety", "safety/", str(tmp_path / "safety")):
+        assert [principle.id for principle in livo.load_principles(path)] == ["calm"]
+    assert not caplog.text
+    assert "bloody" in [principle.id for principle in livo.load_principles("safety")]
+    assert "safety: the bundled principles are read; write ./safety for what is here" in caplog.text
+
+
+def test_a_lora_of_no_weights_is_refused(pipe):
+    with pytest.raises(ValueError, match="it holds no weights, so it would do nothing"):
+        pipe.load_lora_weights({})
+
+
+def test_a_text_encoder_with_a_lora_is_not_copied(base):
+    layer = {"lora_A.weight": torch.zeros(2, 32), "lora_B.weight": torch.zeros(32, 2)}
+    base.load_lora_weights({f"text_encoder.layers.0.self_attn.q_proj.{k}": v for k, v in layer.items()}, adapter_name="x")
+    with pytest.raises(ValueError, match=r"the text encoder holds the LoRA x, .*call unload_lora_weights first"):
+        ValueEncoder.from_text_encoder(base.text_encoder)
+    base.unload_lora_weights()
+    assert ValueEncoder.from_text_encoder(base.text_encoder) is not None

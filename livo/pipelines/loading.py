@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from livo.pipelines.checked_loading import CheckedLoading, refuse_single_file
 from livo.pipelines.model_card import pipeline_card, upload
-from livo.pipelines.named_encoders import PREFIX, NamedEncoders, component
+from livo.pipelines.named_encoders import DEFAULT, PREFIX, NamedEncoders, component
 from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
 from livo.retrieval.retriever import ValueRetriever
 from livo.utils.arguments import method_arguments, refuse_unknown, strict
@@ -188,7 +188,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
         """Upload the pipeline to the Hugging Face hub with its model card, which is made from the encoder's training record.
 
         Args:
-            encoder_only: Leave the backbone out: what remains is what `value_encoder=repo_id` loads.
+            encoder_only: Leave the backbone out: what remains is what `load_value_encoder(repo_id)`, with the name of each, loads.
             license: Identifier of the licence of what you add, for the card.
             **kwargs: `private`, `token`, `commit_message`, `create_pr`; `variant`.
         """
@@ -198,7 +198,9 @@ class SavedValues(NamedEncoders, CheckedLoading):
         variant = {"variant": kwargs.pop("variant")} if "variant" in kwargs else {}
         with tempfile.TemporaryDirectory() as folder:
             if encoder_only:
-                self._save_values(Path(folder), license, f'pipe.load_value_encoder("{repo_id}")')
+                names = {name: "" if name == DEFAULT else f', name="{name}"' for name in self.value_encoders}
+                calls = [f'pipe.load_value_encoder("{repo_id}"{name})' for name in names.values()]
+                self._save_values(Path(folder), license, "\n".join(calls))
                 for name, encoder in self.value_encoders.items():
                     encoder.save_pretrained(Path(folder) / component(name), **variant)
             else:

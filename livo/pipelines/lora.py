@@ -81,6 +81,8 @@ def _read(source, kwargs: dict) -> tuple[Path | None, Mapping[str, torch.Tensor]
     if where.get("use_safetensors") is False:
         raise ValueError("use_safetensors is False: weights are safetensors here, never pickle")
     if isinstance(source, Mapping):
+        if not source:
+            raise ValueError("the LoRA: it holds no weights, so it would do nothing")
         check_tensors(source, "the LoRA")
         return None, source
     refuse_pickle(where.get("weight_name") or source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ import yaml
 from livo.principles.construction import Construct
 from livo.utils.arguments import strict
 from livo.utils.files import read_text
+from livo.utils.logs import warn_once
 from livo.utils.plain_yaml import compose_yaml, construct_yaml, load_yaml
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("debias", "detoxify")
 FACETS = ("nudity", "bloody", "zombie", "person", "gender", "race", "named")  # the questions that are asked of every prompt
@@ -164,8 +168,8 @@ ValuePrinciple.__init__ = strict(ValuePrinciple.__init__)
 def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Sequence[ValuePrinciple] = ()) -> list[ValuePrinciple]:
     """Principles from a YAML file, a folder of them (in the order of their names), a bundled file, or a list of ValuePrinciple.
 
-    A bundled file goes by its name from any folder: "livo" or "safety" (or "safety.yaml", unless the folder has such a file). A file
-    holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
+    A bundled file goes by its name from any folder: "livo" or "safety" (or "safety.yaml", unless the folder has such a file); "./safety"
+    is a path. A file holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
 
     Args:
         loaded: Principles to add these to; they come first in the list given back.
@@ -174,7 +178,7 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Seque
         PrincipleError: nothing is there, or a principle is not valid; the message names file, line and remedy. Or two have the same id.
     """
     if isinstance(source, (str, Path)):
-        found = [pair for file in _files(Path(source)) for pair in _read(file)]
+        found = [pair for file in _files(source) for pair in _read(file)]
     elif isinstance(source, ValuePrinciple) or not isinstance(source, Iterable):
         raise PrincipleError(f"principles are {source!r}: give a file, a folder, or a list of ValuePrinciple")
     else:
@@ -243,13 +247,16 @@ def bundled_principles() -> Path:
     )
 
 
-def _files(path: Path) -> list[Path]:
+def _files(source: str | Path) -> list[Path]:
+    path, name = Path(source), str(source)  # "./safety" is a path, and no name
     bundled = {file.stem: file for file in bundled_principles().parent.glob("*.yaml")}
-    if str(path) in bundled:
-        return [bundled[str(path)]]
+    if name in bundled:
+        if path.is_file() or any(path.glob("*.y*ml")):
+            warn_once(logger, "%s: the bundled principles are read; write ./%s for what is here under the same name", name, name)
+        return [bundled[name]]
     if path.is_file():
         return [path]
-    if str(path).removesuffix(".yaml") in bundled:
+    if name.removesuffix(".yaml") in bundled:
         return [bundled[path.stem]]
     if not path.is_dir():
         raise PrincipleError(

@@ -308,7 +308,6 @@ class ValueRetriever:
 
     # --- deciding -------------------------------------------------------------------------------------------------------
 
-    @strict
     def retrieve(self, prompt: str) -> list[ValueDecision]:
         """The principles that apply to `prompt`, in the order of the file; one decision with id None where none does."""
         return self.retrieve_batch([prompt])[0]

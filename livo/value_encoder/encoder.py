@@ -96,6 +96,11 @@ class ValueEncoder(CLIPTextModel):
         `width` is that of the backbone's cross-attention, by default the text encoder's; `tokens` how many tokens a value gets. Where
         they ask for a projection, it is drawn at random (`torch.manual_seed`).
         """
+        if adapters := getattr(text_encoder, "peft_config", None):
+            raise ValueError(
+                f"the text encoder holds the LoRA {', '.join(sorted(adapters))}, which a value encoder cannot copy: call "
+                "unload_lora_weights first"
+            )
         config = copy.deepcopy(text_encoder.config)
         if (width or config.hidden_size, tokens) != (config.hidden_size, 1):
             config.value_width, config.value_tokens = width or config.hidden_size, tokens
