@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionLDM3DPipeline, StableDiffusionPipeline
 
 import livo
 from livo import LiVOPipeline, ValueEncoder, ValueLedger, ValuePrinciple, ValueRetriever
@@ -188,9 +188,15 @@ def test_a_lora_of_no_weights_is_refused(pipe):
 
 
 def test_a_text_encoder_with_a_lora_is_not_copied(base):
-    layer = {"lora_A.weight": torch.zeros(2, 32), "lora_B.weight": torch.zeros(32, 2)}
-    base.load_lora_weights({f"text_encoder.layers.0.self_attn.q_proj.{k}": v for k, v in layer.items()}, adapter_name="x")
+    from peft import LoraConfig
+
+    base.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj"]), "x")
     with pytest.raises(ValueError, match=r"the text encoder holds the LoRA x, .*call unload_lora_weights first"):
         ValueEncoder.from_text_encoder(base.text_encoder)
-    base.unload_lora_weights()
-    assert ValueEncoder.from_text_encoder(base.text_encoder) is not None
+
+
+def test_a_class_whose_output_has_no_images_is_recorded(base):
+    pipe = livo.attach(StableDiffusionLDM3DPipeline(**base.components, requires_safety_checker=False))
+    pipe.register_modules(value_encoder=ValueEncoder.from_text_encoder(pipe.text_encoder))
+    out = draw(pipe, value="calm")
+    assert out.rgb.shape[1:3] == (16, 16) and out.decisions[0].applied and out.decisions[0].settings["size"] == [16, 16]

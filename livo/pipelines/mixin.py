@@ -170,7 +170,7 @@ class ValueMixin(SavedValues):
                 finally:
                     self._plan = None
             check_images(self, finite, out[0], with_values=plan is not None)
-        first = out.images[0] if hasattr(out, "images") else out.frames[0][0]  # all are of one size
+        first = (out.frames[0] if hasattr(out, "frames") else out[0])[0]  # all are of one size
         decisions = [
             replace(decision.with_all(seed=seed, image=number), settings=settings | {"size": size_of(first, self.vae_scale_factor)})
             for decision, (seed, number, settings) in zip(decisions, drawn_with, strict=True)
