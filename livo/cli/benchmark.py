@@ -29,8 +29,8 @@ def run(args) -> None:
     from livo.utils.extras import require
     from livo.utils.files import check_output
 
-    for folder in (args.work, args.docs):
-        check_output(folder, folder=True)
+    for option in ("work", "docs"):
+        check_output(getattr(args, option), folder=True, option=f"--{option}")
     require("the benchmark", "accelerate", "matplotlib", "peft")
     from livo.papertown.benchmark import benchmark
 

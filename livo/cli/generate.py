@@ -56,8 +56,8 @@ def _add_table(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue what --out holds: images that are there are not drawn again"
     )
-    parser.add_argument("--format", choices=("png", "jpg", "webp"), default="png", help="of the images (default png)")
-    parser.add_argument("--batch", type=positive, default=8, help="images in one call, of rows with the same settings (default 8)")
+    parser.add_argument("--format", choices=("png", "jpg", "webp"), help="of the images (default png)")
+    parser.add_argument("--batch", type=positive, help="images in one call, of rows with the same settings (default 8)")
     add_column(parser)
 
 
@@ -124,7 +124,7 @@ def _check(args) -> None:
         raise ValueError(
             "give prompts, or a table of them with --file" if not args.file else f"--file {args.file}: leave PROMPT out"
         )
-    table = {"--out": args.out, "--resume": args.resume, "--column": args.column}
+    table = {f"--{name}": getattr(args, name) for name in ("out", "resume", "column", "format", "batch")}
     if args.file and not args.out:
         raise ValueError("--file needs --out FOLDER, where the images go")
     if args.file and (args.output or args.compare):
@@ -140,7 +140,7 @@ def _check_inputs(args, outputs: list[Path]) -> None:
     from livo.utils.files import check_output, refuse_overwriting
 
     for file in outputs:
-        check_output(file, folder=file == args.out)
+        check_output(file, folder=file == args.out, option="--out" if file == args.out else "--output")
         for source in filter(None, (args.principles, args.target and args.target.partition("#")[0], args.ledger, args.file)):
             refuse_overwriting(source, file, ("manifest.jsonl", "job.json"))
     check_model(args.model)
@@ -159,13 +159,17 @@ def _run_table(args) -> None:
     """A file for each image of a table."""
     from functools import partial
 
-    from livo.pipelines.job_table import Defaults, carried, read_jobs
+    from livo.cli.checks import principles_of
+    from livo.pipelines.job_table import Defaults, carried, check_folder, read_jobs, refuse_unknown_ids
 
     value = _value(args)
     jobs = read_jobs(args.file, Defaults(args.seed, args.steps, args.guidance, value, args.scale, args.n or 1), args.column)
     if names := carried(jobs):
         print(f"carried into the manifest: {', '.join(names)}")
     _check_inputs(args, [args.out])
+    check_folder(args.out, args.resume)
+    if (known := principles_of(args)) is not None:
+        refuse_unknown_ids(jobs, known)
     from tqdm import tqdm
 
     from livo.pipelines.jobs import MANIFEST, run_jobs
@@ -178,8 +182,8 @@ def _run_table(args) -> None:
         pipe,
         jobs,
         args.out,
-        format=args.format,
-        batch=args.batch,
+        format=args.format or "png",
+        batch=args.batch or 8,
         resume=args.resume,
         ledger=ledger,
         settings={"precision": {"resolved": precision.resolved}},

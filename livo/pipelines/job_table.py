@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from livo.principles.principle import MAX_SCALE, refuse_mixed
+from livo.principles.principle import MAX_SCALE, ValuePrinciple, refuse_mixed, refuse_unknown_id
 from livo.utils.prompt_files import Prompt, read_prompts, whole_number
 
+SETTINGS = "job.json"  # of a run, in its folder
 COLUMNS = ("id", "seed", "negative_prompt", "width", "height", "steps", "guidance", "value", "value_scale", "num_images")
 _ELSEWHERE = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_images_per_prompt": "num_images"}
 _SHOWN = 5  # bad rows that a message names
@@ -94,6 +95,26 @@ def read_jobs(file: str | Path, defaults: Defaults, column: str | None = None) -
     if bad:
         raise ValueError("; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more rows" if len(bad) > _SHOWN else ""))
     return jobs
+
+
+def check_folder(folder: Path, resume: bool) -> bool:
+    """Whether `folder` holds a run. Raises ValueError where it holds one that is not to be resumed, or anything else."""
+    there = (folder / SETTINGS).is_file()
+    if there and not resume:
+        raise ValueError(f"{folder} holds a run already: continue it with --resume (resume=True), or give another folder")
+    if not there and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no run: give another folder")
+    return there
+
+
+def refuse_unknown_ids(jobs: Sequence[Job], principles: Sequence[ValuePrinciple]) -> None:
+    """Raises ValueError where a row's value is meant as an id, and no principle has it."""
+    for job in jobs:
+        for wish in job.value if isinstance(job.value, tuple) else (job.value or "none",):
+            try:
+                refuse_unknown_id(wish, principles)
+            except ValueError as error:
+                raise ValueError(f"{job.where}: {error}") from None
 
 
 def carried(jobs: Sequence[Job]) -> list[str]:

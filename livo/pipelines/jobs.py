@@ -14,14 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.pipelines.decision_record import read_record
-from livo.pipelines.job_table import Job
+from livo.pipelines.job_table import SETTINGS, Job, check_folder
 from livo.pipelines.ledger import ValueLedger
 from livo.pipelines.settings import lora_record, model_record, plain, scheduler_settings
 from livo.utils.files import differing, replacing, sweep, write_json
 from livo.utils.hashing import weights_hash
 from livo.utils.pictures import RECORD_FORMATS, save_picture
 
-MANIFEST, SETTINGS = "manifest.jsonl", "job.json"
+MANIFEST = "manifest.jsonl"
 
 
 def run_jobs(
@@ -117,13 +117,9 @@ def _claim(pipe, jobs: Sequence[Job], folder: Path, format: str, resume: bool, s
         "format": format,
         **plain(settings),
     }
-    there = (folder / SETTINGS).is_file()
-    if there and not resume:
-        raise ValueError(f"{folder} holds a run already: continue it with --resume (resume=True), or give another folder")
+    there = check_folder(folder, resume)
     if there and (changed := differing(folder / SETTINGS, about)):
         raise ValueError(f"{folder} was started with another {', '.join(changed)}: restore it, or give another folder")
-    if not there and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no run: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     write_json(folder / SETTINGS, about)

@@ -114,15 +114,15 @@ def refuse_half(name: str, value: object) -> None:
         raise ValueError(f"{name} {value!r:.80} holds {HALF}")
 
 
-def check_output(path: Path, folder: bool = False) -> None:
-    """Raises ValueError where `path` cannot become a file, or with `folder` a folder: for before anything that takes long."""
+def check_output(path: Path, folder: bool = False, option: str = "--output") -> None:
+    """Raises ValueError where `path`, given as `option`, cannot become a file, or with `folder` a folder: for before long work."""
     if path.exists() and path.is_dir() != folder:
-        raise ValueError(f"--output {path} is a {'file: give a folder' if folder else 'folder: name a file'}")
+        raise ValueError(f"{option} {path} is a {'file: give a folder' if folder else 'folder: name a file'}")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise ValueError(f"--output {path}: {above} is a file, so nothing can be written below it")
+        raise ValueError(f"{option} {path}: {above} is a file, so nothing can be written below it")
     if not os.access(above, os.W_OK):
-        raise ValueError(f"--output {path}: no permission to write in {above}")
+        raise ValueError(f"{option} {path}: no permission to write in {above}")
 
 
 def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] = ()) -> None:

@@ -75,6 +75,10 @@ def test_papertown_grid_is_a_picture(tmp_path):
         (["evaluate", "--prompts", "p.txt", "--method", "base", "livo", "base"], "--method base is there twice"),
         (["evaluate", "--prompts", "p.txt", "--judge", "papertown", "--judge", "papertown"], "papertown is there twice"),
         (["train", "--data", "{tmp}", "--output", "{tmp}/run"], "no metadata.jsonl in it"),
+        (["generate", "a doctor", "--format", "jpg"], "--format needs --file"),
+        (["generate", "a doctor", "--batch", "2"], "--batch needs --file"),
+        (["generate", "--file", "{tmp}/prompts.txt", "--out", __file__], f"--out {__file__} is a file: give a folder"),
+        (["benchmark", "papertown", "--docs", __file__], f"--docs {__file__} is a file: give a folder"),
         (["build"], "--output"),
         (["build", "--check", "absent"], "no such folder"),
         (["build", "-o", "data", "--only", "kindness"], "no such principle"),
@@ -85,6 +89,7 @@ def test_papertown_grid_is_a_picture(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(argv, words, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a doctor\n")
     assert main([word.replace("{tmp}", str(tmp_path)) for word in argv]) == 2
     error = capsys.readouterr().err.strip()
     lines = [line for line in error.splitlines() if line.startswith("livo ")]
@@ -232,6 +237,8 @@ from livo.cli.main import main
 tmp = Path(sys.argv[1])
 prompts = tmp / "prompts.txt"
 prompts.write_text("a doctor\\n")
+jobs = tmp / "jobs.csv"
+jobs.write_text("prompt,value\\na doctor,gender_equalty\\n")
 for argv in (
     "build --check absent", "build -o {tmp}/new --only kindness", "build -o {tmp}/new --judge nonsense", "build -o {tmp}/new --judge age:x",
     "build -o {prompts}", "evaluate --prompts absent.txt", "evaluate --prompts {prompts} --method nonsense",
@@ -239,11 +246,12 @@ for argv in (
     "evaluate --prompts {prompts} --model {tmp}", "calibrate absent.txt --value-encoder absent", "train --data absent --output {tmp}/new",
     "train --data absent --output {tmp}/new --resume latest", "train --data {tmp} --output {tmp}/new --model ./absent",
     "generate x --principles absent.yaml", "generate x --model ./absent", "generate x --value-encoder {tmp}", "generate x --target absent",
-    "generate x --value gender_equalty", "generate x --value-encoder {prompts}", "generate x --value auto --value bloody",
+    "generate x --value gender_equalty", "generate --file {prompts} --out {tmp}",
+    "generate --file {jobs} --out {tmp}/new", "generate x --value-encoder {prompts}", "generate x --value auto --value bloody",
     "generate x -o {prompts}/x.png", "retrieve x --principles absent", "retrieve x --fitted absent",
     "retrieve x --embedder ./absent", "retrieve --file absent -o {tmp}/x.csv", "inspect absent.png",
 ):
-    assert main(argv.format(tmp=tmp, prompts=prompts).split()) == 2, argv
+    assert main(argv.format(tmp=tmp, prompts=prompts, jobs=jobs).split()) == 2, argv
     assert "torch" not in sys.modules, argv
 assert main(["retrieve", "a bloody warrior"]) == 0
 heavy = {"sentence_transformers", "transformers", "diffusers", "sklearn", "scipy", "matplotlib"} & set(sys.modules)
