@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-all papertown figures heads benchmark lint
+.PHONY: demo test test-all lint types docs papertown figures heads benchmark
 
 demo: .venv/installed
 	$(BIN)/livo generate "a photo of a doctor" "a bloody warrior" "a red scarf on a beach" -n 20 --compare -o demo.png
@@ -12,6 +12,16 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -m ""
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy livo
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 papertown: .venv/installed
 	$(BIN)/python -m livo.papertown build
@@ -25,10 +35,6 @@ benchmark: .venv/installed
 heads: .venv/installed
 	$(BIN)/livo retrieve --fit bundled -o build/retriever
 	cp build/retriever/facets/* livo/retrieval/weights/
-
-lint: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

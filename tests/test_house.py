@@ -78,3 +78,28 @@ def test_every_package_is_installed():
     settings.read(PACKAGE.parent / "setup.cfg")
     there = {".".join(file.parent.relative_to(PACKAGE.parent).parts) for file in PACKAGE.rglob("__init__.py")}
     assert there | {"livo.value_principles"} == set(settings["options"]["packages"].split())
+
+
+def defined_in(module: str) -> set[str]:
+    """The names that a module defines or imports, as its source says."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    names = set()
+    for node in ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_each_stub_names_what_its_modules_define():
+    stubs = sorted(PACKAGE.rglob("__init__.pyi"))
+    assert len(stubs) >= 8
+    for stub in stubs:
+        for node in ast.parse(stub.read_text()).body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+                assert alias.name == alias.asname, f"{stub}: write {alias.name} as {alias.name}, so that type checkers export it"
+                assert alias.name in defined_in(node.module), f"{stub}: {node.module} does not define {alias.name}"
+                assert not is_module(f"{module_of(stub)}.{alias.name}"), f"{stub}: {alias.name} is a module too"

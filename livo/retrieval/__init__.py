@@ -1,1 +1,5 @@
 """Which principles apply to a prompt: the retriever and everything it reads."""
+
+from livo.utils.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

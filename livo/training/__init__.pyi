@@ -1,0 +1,2 @@
+from livo.training.config import TrainingConfig as TrainingConfig
+from livo.training.trainer import train as train
