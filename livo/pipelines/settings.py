@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, wraps
 from inspect import signature
+from numbers import Integral
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -51,12 +52,12 @@ def settings_of(pipe: DiffusionPipeline, given: Mapping[str, object], prompts: i
 def checked_draw(given: Mapping[str, object]) -> tuple[int, torch.Generator | list[torch.Generator] | None]:
     """The images of each prompt and the generator that a call's arguments ask for. Raises ValueError where they are none."""
     number, generator = given.get("num_images_per_prompt"), given.get("generator")
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+    if number is not None and (isinstance(number, bool) or not isinstance(number, Integral) or number < 1):
         raise ValueError(f"num_images_per_prompt is {number!r}: give a whole number from 1 upwards")
     each = generator if isinstance(generator, list) else [] if generator is None else [generator]
     if not all(isinstance(one, torch.Generator) for one in each):
         raise ValueError(f"generator is {generator!r}: give torch.Generator().manual_seed(seed), or a list with one for each image")
-    return number or 1, generator
+    return int(number or 1), generator
 
 
 def noise_of(generator, images: int, device: torch.device) -> list[dict]:

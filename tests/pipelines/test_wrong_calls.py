@@ -61,6 +61,12 @@ def test_images_and_generators_are_refused_by_name(pipe, value, given, words):
         draw(pipe, value=value, **given)
 
 
+def test_numbers_of_numpy_are_numbers(pipe):
+    out = draw(pipe, num_images_per_prompt=np.int64(2), value_scale=np.float32(0.5), value_end=np.float64(0.5))
+    assert [decision.scale for decision in out.decisions] == [0.5, 0.5]
+    assert np.array_equal(out.images, draw(pipe, num_images_per_prompt=2, value_scale=0.5, value_end=0.5).images)
+
+
 @pytest.mark.parametrize("wrong", [None, "StableDiffusionPipeline", torch.nn.Linear])
 def test_what_is_no_pipeline_is_named(base, wrong):
     with pytest.raises(ValueError, match="is no pipeline class: give one such as StableDiffusionPipeline"):
