@@ -305,7 +305,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
 
 def qualified(cls: type) -> str:
     """How to write the class: `livo.LiVOPipeline`, or `livo.aligned(StableDiffusionImg2ImgPipeline)`."""
-    public = getattr(sys.modules.get("livo"), "_HOMES", {})
+    public = getattr(sys.modules.get("livo"), "__all__", ())
     return f"livo.{cls.__name__}" if cls.__name__ in public else f"livo.aligned({cls.base_class.__name__})"
 
 
