@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from livo.data import builder
-from livo.evaluation.judges import PapertownJudge, load_judge
+from livo.evaluation.judges import load_judge
+from livo.papertown.judge import PapertownJudge
 from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import bundled_principles, load_principles
 from livo.utils.precision import HELP, PRECISIONS, for_pipeline

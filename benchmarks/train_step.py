@@ -34,7 +34,8 @@ from livo.data import build_folder, builder
 from livo.data.preference_dataset import read
 from livo.evaluation.judges import load_judge
 from livo.papertown.build import GENERATION, TRAINING
-from livo.pipelines.stable_diffusion import PAPERTOWN, LiVOPipeline
+from livo.papertown.world import WEIGHTS
+from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import bundled_principles, load_principles
 from livo.training.adapters import ValueEncoderAdapter
 from livo.training.config import TrainingConfig
@@ -50,7 +51,7 @@ from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
 def sd15() -> LiVOPipeline:
     """Stable Diffusion 1.5's shapes with random weights, and Papertown's tokenizer."""
     torch.manual_seed(0)
-    tokenizer = LiVOPipeline.from_pretrained(PAPERTOWN).tokenizer
+    tokenizer = LiVOPipeline.from_pretrained(WEIGHTS).tokenizer
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,

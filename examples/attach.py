@@ -7,11 +7,11 @@ import torch
 
 import livo
 from livo import LiVOPipeline
-from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.papertown import WEIGHTS
 from livo.utils.pictures import grid, save_picture, stack
 
 # For Stable Diffusion 1.5 or SDXL: load your own pipeline of either, and give attach(value_encoder=...) the encoder trained for it.
-MODEL, ENCODER = "papertown", PAPERTOWN / "value_encoder"
+MODEL, ENCODER = "papertown", WEIGHTS / "value_encoder"
 
 
 def main(output: Path = Path("attach.png"), steps: int = 20) -> None:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from livo import LiVOPipeline, ValueEncoder, ValuePrinciple
-from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.papertown.world import WEIGHTS
 from livo.utils.logs import forget
 
 # The models are so small that threads gain nothing, and where the machine is busy they wait for each other: ten times as long.
@@ -60,7 +60,7 @@ def _warnings_are_new():
 
 @pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(PAPERTOWN / "tokenizer")
+    return CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -103,3 +103,20 @@ def test_each_stub_names_what_its_modules_define():
                 assert alias.name == alias.asname, f"{stub}: write {alias.name} as {alias.name}, so that type checkers export it"
                 assert alias.name in defined_in(node.module), f"{stub}: {node.module} does not define {alias.name}"
                 assert not is_module(f"{module_of(stub)}.{alias.name}"), f"{stub}: {alias.name} is a module too"
+
+
+def words_of(file: Path) -> str:
+    """The code of a file: names and texts, without comments and docstrings."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def test_lower_packages_do_not_know_papertown():
+    allowed = {"papertown", "cli", "__init__"}
+    files = [file for file in PACKAGE.rglob("*.py") if LAYERS[layer_of(module_of(file))] not in allowed]
+    assert len(files) > 50
+    assert [module_of(file) for file in files if "papertown" in words_of(file).lower()] == []

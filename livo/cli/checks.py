@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from livo.evaluation.judge_spec import NO_JUDGE, parse_judge
+from livo.evaluation.judge_spec import BUNDLED, no_judge, parse_judge
 from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
+from livo.utils.bundled import bundled, bundled_names
 from livo.utils.hub import hub_options
 
 
 def check_model(model: str) -> None:
-    """A model is papertown, a diffusers folder, or a hub id that can be had."""
-    if model == "papertown":
+    """A model is a bundled model's name, a diffusers folder, or a hub id that can be had."""
+    if bundled(model):
         return
     hub_options(model, "model")
     if Path(model).exists() and not (Path(model) / "model_index.json").is_file():
-        raise ValueError(f"--model {model}: no model_index.json in it; give a folder in diffusers' layout, a hub id, or papertown")
+        what = f"a folder in diffusers' layout, a hub id, or a bundled model ({bundled_names()})"
+        raise ValueError(f"--model {model}: no model_index.json in it; give {what}")
 
 
 def check_value_encoder(source: str | Path | None) -> None:
@@ -37,17 +39,17 @@ def principles_of(args) -> list[ValuePrinciple] | None:
     """The principles a command works with, as far as they are known: None where the model may bring its own."""
     if args.principles:
         return load_principles(args.principles)
-    return load_principles(bundled_principles()) if args.model == "papertown" else None
+    return load_principles(bundled_principles()) if bundled(args.model) else None
 
 
 def check_judges(model: str, judges: Sequence[str], principles: Sequence[ValuePrinciple] | None) -> None:
-    """Each judge is one that can be had. A hub id needs one; a folder may hold Papertown, so it is loaded first."""
-    if not judges and model != "papertown" and not Path(model).is_dir():
-        raise ValueError(f"--model {model}: {NO_JUDGE}")
+    """Each judge is one that can be had. A hub id needs one; a folder may hold a bundled model, so it is loaded first."""
+    if not judges and not bundled(model) and not Path(model).is_dir():
+        raise ValueError(f"--model {model}: {no_judge()}")
     if len(set(judges)) < len(judges):
         raise ValueError(f"--judge {max(judges, key=judges.count)} is there twice; name each judge once")
     attributes = None if principles is None else {p.judged: None for p in principles if p.attributes}
     for spec in judges:
         kind, source, _ = parse_judge(spec, attributes)
-        if kind != "papertown":
+        if kind != BUNDLED:
             hub_options(source, f"judge {kind}")

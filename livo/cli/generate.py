@@ -73,7 +73,7 @@ def run(args) -> None:
     _check_inputs(args, [args.output, beside])
     import torch
 
-    from livo.evaluation.judges import is_papertown, load_judge
+    from livo.evaluation.judges import bundled_model_of, load_judge
     from livo.utils.files import write_json
     from livo.utils.pictures import grid, save_picture, stack
     from livo.utils.precision import for_pipeline
@@ -96,7 +96,8 @@ def run(args) -> None:
                 generator=torch.Generator().manual_seed(args.seed),
             )
 
-    judge = load_judge("papertown") if is_papertown(pipe) else None
+    model = bundled_model_of(pipe)
+    judge = load_judge(model.name) if model else None
     sheets, record = [], []
     columns = min(args.n, 10)
     for prompt in args.prompt:

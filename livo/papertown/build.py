@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from livo.data import build_folder, builder
-from livo.evaluation.judges import PapertownJudge
 from livo.papertown import backbone, judging
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.scene import LABELS
-from livo.pipelines.stable_diffusion import PAPERTOWN, PRINCIPLES_FILE, LiVOPipeline
+from livo.papertown.world import WEIGHTS
+from livo.pipelines.stable_diffusion import PRINCIPLES_FILE, LiVOPipeline
 from livo.principles.principle import bundled_principles, load_principles
 from livo.training.config import TrainingConfig
 from livo.training.loop import Autocast
@@ -54,7 +55,7 @@ REFINING = {  # the second run
 }
 
 
-def build(work: Path, weights: Path = PAPERTOWN, precision: str = "auto") -> None:
+def build(work: Path, weights: Path = WEIGHTS, precision: str = "auto") -> None:
     """Everything, in order; `weights` is replaced when all of it is there.
 
     `precision` as in `livo.utils.precision.resolve`, but not fp16.

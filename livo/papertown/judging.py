@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from livo.evaluation.judges import PapertownJudge
 from livo.papertown import corpus
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene
 from livo.training.loop import Autocast, optimise

@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from livo.evaluation import metrics
-from livo.evaluation.judges import PapertownJudge
 from livo.papertown import world
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.scene import Scene
 from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import ValuePrinciple

@@ -22,12 +22,12 @@ from livo.baselines import (
 )
 from livo.baselines.weights import cross_attention
 from livo.evaluation import metrics
-from livo.evaluation.judges import PapertownJudge
 from livo.evaluation.readings import gather, seen
 from livo.evaluation.runner import Method, Settings, evaluate
 from livo.papertown import world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.runs import data, trained
 from livo.papertown.scene import Scene, describe
 from livo.pipelines.stable_diffusion import LiVOPipeline

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from livo.utils.bundled import bundled
+
+WEIGHTS = bundled("papertown").weights
+
 
 class Split(NamedTuple):
     train: tuple[str, ...]

@@ -5,7 +5,6 @@ from livo.pipelines.job_table import Job as Job
 from livo.pipelines.job_table import read_jobs as read_jobs
 from livo.pipelines.jobs import run_jobs as run_jobs
 from livo.pipelines.ledger import ValueLedger as ValueLedger
-from livo.pipelines.stable_diffusion import PAPERTOWN as PAPERTOWN
 from livo.pipelines.stable_diffusion import LiVOPipeline as LiVOPipeline
 from livo.pipelines.stable_diffusion import LiVOXLPipeline as LiVOXLPipeline
 from livo.pipelines.stable_diffusion import load_pipeline as load_pipeline

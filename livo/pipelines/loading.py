@@ -23,6 +23,7 @@ from livo.pipelines.named_encoders import DEFAULT, PREFIX, NamedEncoders, compon
 from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
 from livo.retrieval.retriever import ValueRetriever
 from livo.utils.arguments import method_arguments, refuse_unknown, strict
+from livo.utils.bundled import bundled
 from livo.utils.files import replacing
 from livo.utils.hashing import stored_hash
 from livo.utils.hub import hub_options
@@ -31,7 +32,6 @@ from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 
-PAPERTOWN = Path(__file__).parents[1] / "papertown" / "weights"
 PRINCIPLES_FILE = "value_principles.yaml"  # beside the components of a saved pipeline
 RETRIEVER_FOLDER = "value_retriever"  # there too, where the retriever was fitted
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")  # where a file is found
@@ -52,7 +52,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
         value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
         **kwargs,
     ):
-        """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or the embedded "papertown".
+        """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or a bundled model ("papertown").
 
         Args:
             value_encoder: Hub id, folder, or .safetensors file (see `ValueEncoder.load`); a mapping gives several by name. A saved LiVO
@@ -68,8 +68,8 @@ class SavedValues(NamedEncoders, CheckedLoading):
         if not isinstance(value_encoder, (str, Path, CLIPTextModel, Mapping, type(None))):
             what = "a hub id, a path, a CLIPTextModel, or a mapping of names to them"
             raise TypeError(f"value_encoder is a {type(value_encoder).__name__}: give {what}")
-        if str(source) == "papertown":
-            source = PAPERTOWN
+        if model := bundled(source):
+            source = model.weights
             if "torch_dtype" not in kwargs:
                 kwargs.setdefault("dtype", torch.float32)  # stored in half precision, which CPUs are slow at
         if kwargs.setdefault("use_safetensors", True) is not True:

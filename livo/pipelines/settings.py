@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 
+from livo.utils.bundled import bundled_models
 from livo.utils.hashing import lora_hash, weights_hash
 from livo.utils.versions import versions
 
@@ -207,8 +208,7 @@ def _hub_id(name: str) -> bool:
 
 def _short(path: str) -> str:
     """A path on somebody's disk says nothing to others: its last part, or the bundled model's name."""
-    bundled = Path(__file__).parents[1] / "papertown" / "weights"
-    return "papertown" if Path(path) == bundled else Path(path).name
+    return next((model.name for model in bundled_models() if model.weights == Path(path)), Path(path).name)
 
 
 @cache

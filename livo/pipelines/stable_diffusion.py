@@ -9,13 +9,14 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from livo.pipelines.checked_loading import refuse_single_file
-from livo.pipelines.loading import HUB_OPTIONS, PAPERTOWN, PRINCIPLES_FILE
+from livo.pipelines.loading import HUB_OPTIONS, PRINCIPLES_FILE
 from livo.pipelines.mixin import ValueMixin
+from livo.utils.bundled import bundled
 from livo.utils.hub import hub_options
 from livo.utils.logs import warn_once
 from livo.utils.weights import check_module
 
-__all__ = ["PAPERTOWN", "PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
+__all__ = ["PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ class LiVOXLPipeline(ValueMixin, StableDiffusionXLPipeline):
 
 
 def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> LiVOPipeline | LiVOXLPipeline:
-    """What `model` is, by its own model_index.json: papertown, a folder or a hub id; `kwargs` are those of `from_pretrained`.
+    """What `model` is, by its own model_index.json: a bundled model's name, a folder or a hub id; `kwargs` are those of `from_pretrained`.
 
     A safety checker is left out with a warning, unless it is kept: a judge would take the images that it blackens for clean ones.
     """
     xl = False
-    if model != "papertown":
+    if bundled(model) is None:
         refuse_single_file(model, "LiVOPipeline")
         kwargs |= hub_options(model, "model", **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}

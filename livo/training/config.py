@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from livo.utils.bundled import bundled_models, bundled_names
 from livo.utils.precision import HELP, PRECISIONS
 
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
@@ -48,7 +49,7 @@ class TrainingConfig:
 
     data: str = option("", "folder of preference data, from `livo build` or in the papers' layout")
     output: str = option("", "the run's folder")
-    model: str = option("papertown", "papertown, or a Stable Diffusion: hub id or folder")
+    model: str = option(bundled_models()[0].name, f"{bundled_names()}, or a Stable Diffusion: hub id or folder")
     value_encoder: str = option(
         "", "value encoder to go on from: hub id, folder or .safetensors file; default: a copy of the text encoder"
     )
@@ -103,7 +104,8 @@ class TrainingConfig:
     validation_prompts: tuple[str, ...] = option((), "default: the first four of the data")
     validation_images: int = option(8, "images a validation prompt")
     judge: str = option(
-        "", "for D1 and R at each validation: papertown or its folder, clip:, vlm:, gender:, ... as of livo evaluate"
+        "",
+        f"for D1 and R at each validation: {bundled_names()} or a folder of such a judge, clip:, vlm:, gender:, ... as of livo evaluate",
     )
     cache: str = option("", "folder of latents and text embeddings; default: .cache in the data folder")
 

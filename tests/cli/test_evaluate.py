@@ -109,7 +109,7 @@ def test_any_other_model_needs_a_judge(command, tiny_checkpoint, tmp_path, capsy
             continue  # the encoder does not fit it, which is told first
         assert main([command, *files, "--model", model]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "no judge is given, and only Papertown has one of its own: give --judge, such as clip:" in error
+        assert "no judge is given, and only bundled models (papertown) have one of their own: give --judge, such as clip:" in error
     assert not (tmp_path / "out").exists()
 
 

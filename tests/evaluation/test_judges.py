@@ -344,16 +344,18 @@ def test_two_attributes_with_the_same_classes_are_not_guessed():
 
 
 def test_papertown_is_known_by_its_weights_and_not_by_its_name(papertown, pipe, tmp_path):
-    assert judges.is_papertown(papertown) and not judges.is_papertown(pipe)
+    assert judges.bundled_model_of(papertown).name == "papertown" and not judges.bundled_model_of(pipe)
     papertown.save_pretrained(tmp_path / "other-name")
     again = LiVOPipeline.from_pretrained(tmp_path / "other-name", dtype=torch.bfloat16)
-    assert judges.is_papertown(again) and judges.judge_for(again, None).name == "papertown-judge"
+    assert judges.bundled_model_of(again) and judges.judge_for(again, None).name == "papertown-judge"
     with torch.no_grad():
         next(again.unet.parameters()).mul_(1.5)
-    assert not judges.is_papertown(again)
+    assert not judges.bundled_model_of(again)
     pipe.save_pretrained(tmp_path / "papertown")
     other = LiVOPipeline.from_pretrained(tmp_path / "papertown")
-    with pytest.raises(ValueError, match="no judge is given, and only Papertown has one of its own: give --judge"):
+    with pytest.raises(
+        ValueError, match="no judge is given, and only bundled models \(papertown\) have one of their own: give --judge"
+    ):
         judges.judge_for(other, None)
 
 

@@ -5,19 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from livo.evaluation.judges import PapertownJudge
-from livo.papertown import corpus, fid, judging, world
+from livo.papertown import WEIGHTS, corpus, fid, judging, world
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.reading import Reader
 from livo.papertown.render import SIZE, render
 from livo.papertown.scene import LABELS, Scene, describe, sample_prompt, sample_scene
-from livo.pipelines.stable_diffusion import PAPERTOWN
 from livo.principles.principle import bundled_principles, load_principles
 from livo.utils.hashing import weights_hash
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return PapertownJudge.from_pretrained(PAPERTOWN / "judge").float()
+    return PapertownJudge.from_pretrained(WEIGHTS / "judge").float()
 
 
 def test_train_and_held_out_halves_share_nothing_and_are_large_enough():
@@ -103,7 +102,7 @@ def test_the_judge_gives_probabilities_and_names_its_revision(judge):
     probabilities = judge.judge([image, image])
     assert all(p.shape == (2, len(LABELS[a])) and p.sum(-1).allclose(p.new_ones(2)) for a, p in probabilities.items())
     assert judge.read([image])[0]["gender"] == "female"
-    assert judge.revision == PapertownJudge.from_pretrained(PAPERTOWN / "judge").revision
+    assert judge.revision == PapertownJudge.from_pretrained(WEIGHTS / "judge").revision
 
 
 def test_any_text_is_tokenised_without_unknown_tokens(tokenizer):
@@ -113,7 +112,7 @@ def test_any_text_is_tokenised_without_unknown_tokens(tokenizer):
 
 
 def test_the_weights_are_safetensors_and_small():
-    files = [file for file in PAPERTOWN.rglob("*") if file.is_file()]
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
 

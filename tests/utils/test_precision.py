@@ -22,7 +22,7 @@ from livo.evaluation.judges import Judge, load_judge
 from livo.evaluation.readings import gather
 from livo.evaluation.runner import Method, Settings, evaluate
 from livo.papertown.reading import Reader
-from livo.pipelines.stable_diffusion import PAPERTOWN
+from livo.papertown.world import WEIGHTS
 from livo.training.loop import optimise
 from livo.training.trainer import train
 from livo.utils import logs, precision
@@ -204,7 +204,7 @@ def test_older_records_are_read(tmp_path, content, expected):
 
 
 def test_the_shipped_encoders_record_still_loads(papertown):
-    stored = json.loads((PAPERTOWN / "value_encoder" / "config.json").read_text())
+    stored = json.loads((WEIGHTS / "value_encoder" / "config.json").read_text())
     assert stored["value_training"]["config"]["mixed_precision"] == "bf16"
     assert papertown.value_encoder.config.value_training["config"]["mixed_precision"] == "bf16"
 

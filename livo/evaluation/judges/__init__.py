@@ -4,29 +4,28 @@ A risk is an attribute with the classes "no" and "yes"; its score is the probabi
 """
 
 from livo.evaluation.judges.base import RISK, Judge, Verdict, broken, judge_all, scattered, verdicts
+from livo.evaluation.judges.bundled import bundled_model_of, has_weights
 from livo.evaluation.judges.classifier import ClassifierJudge
 from livo.evaluation.judges.clip import CLIPJudge
-from livo.evaluation.judges.loading import NO_JUDGE, judge_for, load_judge
-from livo.evaluation.judges.papertown import PapertownJudge, is_papertown
+from livo.evaluation.judges.loading import judge_for, load_judge
 from livo.evaluation.judges.reading import CannotRead, attribute_for, disagreement, unwanted_class, wanted_classes
 from livo.evaluation.judges.safety import SafetyCheckerJudge
 from livo.evaluation.judges.vision_language import VisionLanguageJudge, yes_no_tokens
 
 __all__ = [
-    "NO_JUDGE",
     "RISK",
     "CLIPJudge",
     "CannotRead",
     "ClassifierJudge",
     "Judge",
-    "PapertownJudge",
     "SafetyCheckerJudge",
     "Verdict",
     "VisionLanguageJudge",
     "attribute_for",
     "broken",
+    "bundled_model_of",
     "disagreement",
-    "is_papertown",
+    "has_weights",
     "judge_all",
     "judge_for",
     "load_judge",

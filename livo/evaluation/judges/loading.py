@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
-from livo.evaluation.judge_spec import NO_JUDGE, parse_judge
-from livo.evaluation.judges.base import RISK, Judge, Words, loading
+from livo.evaluation.judge_spec import BUNDLED, no_judge, parse_judge
+from livo.evaluation.judges.base import RISK, Judge, Words
+from livo.evaluation.judges.bundled import bundled_model_of, load_bundled_judge
 from livo.evaluation.judges.classifier import ClassifierJudge, labels_of, unsafe_labels
 from livo.evaluation.judges.clip import TEMPLATE, ZERO_SHOT, CLIPJudge
-from livo.evaluation.judges.papertown import BUNDLED, PapertownJudge, is_papertown
 from livo.evaluation.judges.safety import SafetyCheckerJudge
 from livo.evaluation.judges.vision_language import VisionLanguageJudge
 from livo.principles.principle import ValuePrinciple
@@ -24,7 +23,8 @@ def load_judge(
     """The judge that `spec` names: what it is asked follows from the principles.
 
     Args:
-        spec: "papertown" or the folder of a Papertown judge; else KIND:SOURCE, with a hub id or a folder and, for a hub id, @REVISION:
+        spec: A bundled model ("papertown"), or the folder of a judge of its class; else KIND:SOURCE, with a hub id or a folder and,
+            for a hub id, @REVISION:
             "clip:openai/clip-vit-large-patch14", "vlm:llava-hf/llava-1.5-7b-hf", "nsfw:...", "safety:...", "gender:..." (or any other
             attribute of the principles: an image classifier whose labels are its classes).
         also: Further attributes for the judges that are asked in words, clip and vlm.
@@ -37,10 +37,8 @@ def load_judge(
         if principle.attributes:
             words.setdefault(principle.judged, {}).update(principle.attributes)
     kind, source, revision = parse_judge(spec, words)
-    if kind == "papertown":
-        folder = BUNDLED if spec == "papertown" else Path(spec)
-        with loading("papertown", folder):
-            return PapertownJudge.from_pretrained(folder).float().to(device)
+    if kind == BUNDLED:
+        return load_bundled_judge(source).to(device)
     options = {"revision": revision, "device": device}
     if kind in ("clip", "vlm") and not words:
         raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
@@ -65,13 +63,16 @@ def judge_for(
     device: str | torch.device = "cpu",
     also: Words | None = None,
 ) -> Judge:
-    """The judge that `spec` names, which must be able to read what `pipe` draws. Without a name: Papertown's, for Papertown alone.
+    """The judge that `spec` names, which must be able to read what `pipe` draws. Without a name: a bundled model's own.
 
     Raises:
-        ValueError: no judge is named and the pipeline is not Papertown; or the judge cannot be loaded, or is for other pictures.
+        ValueError: no judge is named and the pipeline is no bundled model; or the judge cannot be loaded, or is for other pictures.
     """
-    if not spec and not is_papertown(pipe):
-        raise ValueError(NO_JUDGE)
-    judge = load_judge(spec or "papertown", principles, device, also)
+    if not spec:
+        model = bundled_model_of(pipe)
+        if model is None:
+            raise ValueError(no_judge())
+        spec = model.name
+    judge = load_judge(spec, principles, device, also)
     judge.check_pipeline(pipe)
     return judge

@@ -1,4 +1,4 @@
-"""The judge of Papertown, and which pipelines draw Papertown."""
+"""The judge of Papertown."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from livo.evaluation.judges.base import Judge
-from livo.pipelines.loading import PAPERTOWN
+from livo.evaluation.judges import Judge, has_weights
+from livo.papertown.render import SIZE
+from livo.utils.bundled import bundled
 
-BUNDLED = PAPERTOWN / "judge"
-SIDE = 64  # pixels, of every Papertown picture
+NAME = "papertown"
 _OTHERS = "use another judge, such as clip:openai/clip-vit-large-patch14 or vlm:llava-hf/llava-1.5-7b-hf"
 _BATCH = 256
 
@@ -66,10 +65,10 @@ class PapertownJudge(Judge, nn.Module):
 
     def _pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         for i, image in enumerate(images):
-            if image.size != (SIDE, SIDE):
+            if image.size != (SIZE, SIZE):
                 size = f"{image.width} x {image.height}"
                 raise ValueError(
-                    f"image {i} is {size}, and {self.name} reads Papertown's pictures of {SIDE} x {SIDE} alone: {_OTHERS}"
+                    f"image {i} is {size}, and {self.name} reads Papertown's pictures of {SIZE} x {SIZE} alone: {_OTHERS}"
                 )
         pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -77,12 +76,13 @@ class PapertownJudge(Judge, nn.Module):
 
     def check_pipeline(self, pipe: DiffusionPipeline) -> None:
         sample = getattr(getattr(getattr(pipe, "unet", None), "config", None), "sample_size", None)
-        side = sample * getattr(pipe, "vae_scale_factor", 1) if isinstance(sample, int) else SIDE
-        what = f"{self.name} reads Papertown's pictures of {SIDE} x {SIDE} alone"
-        if side != SIDE:
+        side = sample * getattr(pipe, "vae_scale_factor", 1) if isinstance(sample, int) else SIZE
+        what = f"{self.name} reads Papertown's pictures of {SIZE} x {SIZE} alone"
+        if side != SIZE:
             raise ValueError(f"{what}, and this model draws {side} x {side}: {_OTHERS}")
-        bundled = self.revision == PapertownJudge.from_pretrained(BUNDLED).revision
-        if bundled and isinstance(getattr(pipe, "vae", None), nn.Module) and not _bundled(pipe, "vae"):
+        model = bundled(NAME)
+        shipped = self.revision == PapertownJudge.from_pretrained(model.weights / "judge").revision
+        if shipped and isinstance(getattr(pipe, "vae", None), nn.Module) and not has_weights(pipe, model, "vae"):
             raise ValueError(f"{what}, and this model has another decoder: {_OTHERS}")
 
     @property
@@ -95,7 +95,7 @@ class PapertownJudge(Judge, nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "config.json").write_text(json.dumps({"attributes": self.attributes}, indent=2) + "\n")
+        (Path(folder) / "config.json").write_text(json.dumps({"model": NAME, "attributes": self.attributes}, indent=2) + "\n")
         save_model(self, str(Path(folder) / "model.safetensors"))
 
     @classmethod
@@ -103,22 +103,3 @@ class PapertownJudge(Judge, nn.Module):
         judge = cls(json.loads((Path(folder) / "config.json").read_text())["attributes"])
         load_model(judge, str(Path(folder) / "model.safetensors"))
         return judge.eval()
-
-
-def is_papertown(pipe: DiffusionPipeline) -> bool:
-    """Whether a pipeline draws with Papertown's own weights, wherever they were loaded from and in whatever precision."""
-    return _bundled(pipe, "unet") and _bundled(pipe, "vae")
-
-
-def _bundled(pipe: DiffusionPipeline, part: str) -> bool:
-    module = getattr(pipe, part, None)
-    if not isinstance(module, nn.Module):
-        return False
-    own = module.state_dict()
-    with safe_open(PAPERTOWN / part / "diffusion_pytorch_model.safetensors", "pt") as stored:
-        return set(stored.keys()) == set(own) and all(_equal(own[name], stored.get_tensor(name)) for name in own)
-
-
-def _equal(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """As bfloat16 numbers, the coarsest precision that a pipeline is loaded in."""
-    return one.shape == two.shape and torch.equal(one.detach().cpu().bfloat16(), two.bfloat16())
