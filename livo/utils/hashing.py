@@ -71,7 +71,7 @@ def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
         if tensor.is_floating_point() and tensor.element_size() < 4:
             tensor = tensor.float()
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

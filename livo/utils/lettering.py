@@ -100,7 +100,7 @@ def _length(line: str, font, own: bool) -> float:
     return sum(map(font.getlength, words)) + _space(font) * (len(words) - 1)
 
 
-def _space(font) -> float:
+def _space(font: ImageFont.FreeTypeFont) -> float:
     """Pixels between two words in Pillow's own font, whose spaces are so narrow that small words run into each other."""
     return 2 + 0.2 * font.size
 
@@ -108,23 +108,29 @@ def _space(font) -> float:
 def _font_for(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, bool]:
     """The first font that has all letters of `text`, else the one that lacks the fewest; and whether it is Pillow's own."""
     letters = {c for c in text if unicodedata.category(c)[0] in "LNPS"}
-    best, least = None, len(letters) + 1
-    for name in ("", *_FONTS):
-        font = _font(name, size)
-        lacking = least if font is None else sum(_lacks(font, c) for c in letters)
-        if lacking < least:
-            best, least = (font, not name), lacking
+    best, own = _own_font(size), True
+    least = sum(_lacks(best, c) for c in letters)
+    for name in _FONTS:
         if not least:
             break
-    return best
+        font = _font(name, size)
+        if font is not None and (lacking := sum(_lacks(font, c) for c in letters)) < least:
+            best, own, least = font, False, lacking
+    return best, own
+
+
+@lru_cache
+def _own_font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it always is
+    return font
 
 
 @lru_cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
-    if not name:
-        return ImageFont.load_default(size)
     places = [name]
-    if matplotlib := importlib.util.find_spec("matplotlib"):
+    matplotlib = importlib.util.find_spec("matplotlib")
+    if matplotlib is not None and matplotlib.origin is not None:
         places.append(str(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / name))
     for place in places:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 _said: set[str] = set()
 
@@ -32,4 +33,8 @@ _EMPTY_WARNINGS = (
 def drop_empty_warnings() -> None:
     """Drop the two warnings of other libraries that come with every use and tell the user nothing."""
     for name, part in _EMPTY_WARNINGS:
-        logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
+        logging.getLogger(name).addFilter(_without(part))
+
+
+def _without(part: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: part not in record.getMessage()

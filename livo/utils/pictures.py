@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
@@ -88,14 +89,14 @@ def save_picture(image: Image.Image, file: Path, record: object) -> None:
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
         info.add_itxt(METADATA_KEY, json.dumps(record, ensure_ascii=False))
-        how = {"pnginfo": info}
+        how: dict[str, Any] = {"pnginfo": info}
     else:
         comment = _ASCII + json.dumps({METADATA_KEY: record}).encode("ascii")
         if len(comment) > _EXIF:
             raise ValueError(f"{file}: its record takes {len(comment)} bytes, EXIF holds {_EXIF}; write a .png")
         exif = Image.Exif()
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-        how = {"exif": exif} | ({"quality": 95} if kind == "JPEG" else {"lossless": True})
+        how = {"exif": exif, **({"quality": 95} if kind == "JPEG" else {"lossless": True})}
         image = image.convert("RGB") if kind == "JPEG" else image
     with replacing(file) as temporary:
         image.save(temporary, format=kind, **how)
@@ -103,7 +104,7 @@ def save_picture(image: Image.Image, file: Path, record: object) -> None:
 
 def read_metadata(image: Image.Image) -> str | None:
     """The record in an opened picture, as JSON; None where there is none."""
-    if image.format == "PNG":
+    if isinstance(image, PngImagePlugin.PngImageFile):
         return image.info.get(METADATA_KEY) or image.text.get(METADATA_KEY)  # which looks behind the pixels too
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     comment = comment if isinstance(comment, bytes) else str(comment).encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from livo.utils.files import HALF, is_text
@@ -23,7 +25,7 @@ class Loader(yaml.SafeLoader):
             seen.append((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         text = super().construct_scalar(node)
         if not is_text(text):
             raise yaml.constructor.ConstructorError(problem=f"{text!r} holds {HALF}", problem_mark=node.start_mark)
@@ -42,7 +44,7 @@ def compose_yaml(text: str, where: str) -> list[yaml.Node | None]:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{where}: {len(text):,} characters; YAML is read up to {MAX_CHARACTERS:,}, use JSON lines for more")
     try:
-        documents = list(yaml.compose_all(text, Loader=Loader))
+        documents: list[yaml.Node | None] = list(yaml.compose_all(text, Loader=Loader))
         for document in documents:
             if document is not None and _values(document, {}) > _MAX_VALUES:
                 raise ValueError(f"{where}: its aliases multiply to more than {_MAX_VALUES:,} values; write out what is needed")
@@ -53,7 +55,7 @@ def compose_yaml(text: str, where: str) -> list[yaml.Node | None]:
     return documents
 
 
-def construct_yaml(node: yaml.Node, where: str) -> object:
+def construct_yaml(node: yaml.Node, where: str) -> Any:
     """The plain data of a node. Raises ValueError: a tag, a key twice, or no such date or number; the message has the line."""
     try:
         return Loader("").construct_document(node)
@@ -64,7 +66,7 @@ def construct_yaml(node: yaml.Node, where: str) -> object:
         raise ValueError(f"{where}:{node.start_mark.line + 1}: not plain data: {error}") from None
 
 
-def load_yaml(text: str, where: str) -> object:
+def load_yaml(text: str, where: str) -> Any:
     """The plain data of a text with one document. Raises ValueError: see `compose_yaml` and `construct_yaml`, or there are several."""
     documents = compose_yaml(text, where)
     if len(documents) > 1:

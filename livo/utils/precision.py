@@ -81,7 +81,7 @@ def resolve(asked: str, device, *, weights: str = "fp32", fp16: bool = True, fil
     if asked == "auto":
         own = weights if weights != "fp32" else fastest(device, fp16)
         chosen = before or own
-    if before is not None and chosen != before:
+    if file is not None and before is not None and chosen != before:
         raise ValueError(f"{file.parent} was started in {before}, not {asked}: give precision auto or {before}, or another folder")
     if asked == "auto":
         _report(chosen, str(device), resumed=chosen != own)

@@ -11,7 +11,8 @@ def follow_training(
     records: Iterable[dict[str, float]], name: str, steps: int, shown: Sequence[str], disable: bool = False
 ) -> None:
     """Run a training loop to its end; `shown` are the names in a record that stand beside the bar."""
-    bar, before = None, 0
+    bar: tqdm | None = None
+    before = 0.0
     for record in records:
         if bar is None:  # a resumed run starts where it stopped
             before = max(0, record["step"] - 10)
@@ -35,9 +36,10 @@ def follow_evaluation(progress: Iterator, disable: bool = False) -> None:
 
 def _follow_parts(progress: Iterator, part: str, done: str, unit: str, disable: bool, shown: Sequence[str] = ()) -> None:
     """`part` and `done` are the fields of a record that name its part and say how much of `wanted` is there."""
-    bar, name = None, None
+    bar: tqdm | None = None
+    name = None
     for now in progress:
-        if getattr(now, part) != name:
+        if bar is None or getattr(now, part) != name:
             if bar is not None:
                 bar.close()
             name = getattr(now, part)

@@ -7,15 +7,16 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from livo.utils.extras import require
 from livo.utils.files import check_file, load_json, read_text, split_lines
 from livo.utils.plain_yaml import load_yaml
 
 TEXT = ("prompt", "prompts", "text", "caption")  # names of the column with the prompt, in any case
-Rows = list[tuple[dict[str, object], str]]
+Rows = list[tuple[dict[str, Any], str]]
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _SEPARATOR_LINE = "sep="  # how the first line starts where Excel is told the separator
 
@@ -258,7 +259,7 @@ def _parquet(file: Path) -> Rows:
     ]
 
 
-_READERS = {
+_READERS: dict[str, Callable[..., Iterable[tuple[dict, str]]]] = {
     ".txt": _lines,
     ".csv": _table,
     ".tsv": _table,

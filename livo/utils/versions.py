@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 PACKAGES = (
     "livo",
@@ -42,7 +42,11 @@ def devices() -> list[tuple[str, str]]:
 
     found = [("cpu", f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", torch.device("cpu"))]
     found += [
-        (f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB", i)
+        (
+            f"cuda:{i}",
+            f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB",
+            torch.device("cuda", i),
+        )
         for i in range(torch.cuda.device_count())
     ]
     if torch.backends.mps.is_available():
@@ -81,12 +85,13 @@ def automatic() -> str:
     return f"auto is {fastest(device)} on {device}"
 
 
-def known_bad(found: dict[str, str], system: str | None = None, environment: dict[str, str] | None = None) -> list[str]:
+def known_bad(found: dict[str, str], system: str | None = None, environment: Mapping[str, str] | None = None) -> list[str]:
     """One sentence for each combination that is known to fail, with the remedy.
 
     `found` is as `versions` gives it; `system` and `environment` are this machine's by default.
     """
-    system, environment = system or platform.system(), os.environ if environment is None else environment
+    system = system or platform.system()
+    environment = os.environ if environment is None else environment
     problems = []
 
     def has(name: str, below: str | None = None, at_least: str | None = None) -> bool:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from livo.utils.lettering import _font, letter
+from livo.utils.lettering import _own_font, letter
 from livo.utils.pictures import bars, grid
 
 LONG = "a photo of a doctor in a very large kitchen with a red scarf, a window and three small dogs that sleep under the table " * 4
@@ -48,7 +48,7 @@ def test_a_word_that_is_wider_than_a_line_is_divided(most):
 @pytest.mark.parametrize("text", ["врач", "γιατρός", "рентгенолог Žižek"])
 def test_letters_that_the_first_font_lacks_come_from_another(text):
     found = letter(text, 12)
-    assert " ".join(found.lines) == text and found.font is not _font("", 12)
+    assert " ".join(found.lines) == text and found.font is not _own_font(12)
 
 
 @pytest.mark.parametrize(("text", "shown"), [("\U0001f469\u200d\u2695", "?"), ("\u0e81 cat", "? cat"), ("\U00013000", "?")])
