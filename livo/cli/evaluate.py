@@ -16,7 +16,7 @@ sld-strong, sld-max; fair=A/B[;C/D/E] (Fair Diffusion, the concepts of each attr
 _BETWEEN = {"fair": "/", "livo": ",", "uce": ","}  # what separates the words of a method
 _KINDS = ("base", "livo", "negative", "sld", "sld-weak", "sld-medium", "sld-strong", "sld-max", "fair", "uce", "weights", "lora")
 
-_WRITTEN = ("results.json", "report.html", "contact.png", "methods", "images")
+_WRITTEN = ("results.json", "report.html", "contact.png", "readings", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

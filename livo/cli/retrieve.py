@@ -141,13 +141,18 @@ def _decide_file(retriever, prompts, output: Path) -> None:
                 counts[ids or "none"] = counts.get(ids or "none", 0) + 1
                 if table:
                     values = (getattr(first, name) for name in columns[2:])
-                    table.writerow([first.prompt, ids, *values, *(prompt.columns.get(name) for name in carried)])
+                    table.writerow([first.prompt, ids, *values, *(_cell(prompt.columns.get(name)) for name in carried)])
                 else:
                     rows = [d.to_dict() | ({"columns": prompt.columns} if carried else {}) for d in decisions]
                     out.write(json.dumps(rows, ensure_ascii=False, default=str) + "\n")
     for ids, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:6} {ids}")
     print(f"{output} written")
+
+
+def _cell(value: object) -> object:
+    """A carried value in a table: lists and objects as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
 def _fit(retriever, rows, output: Path) -> None:

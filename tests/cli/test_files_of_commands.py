@@ -1,5 +1,6 @@
 """What commands do with the files that they are given, from end to end."""
 
+import csv
 import datetime
 import json
 
@@ -60,3 +61,11 @@ def test_a_truncated_picture_is_found_before_a_model_is_loaded(pictures, tmp_pat
         captured = capsys.readouterr()
         assert "2.png: cannot be read as an image" in captured.out + captured.err and "Traceback" not in captured.err
         assert "._1.png" in captured.out + caplog.text or argv[0] == "train"
+
+
+def test_decisions_carry_nested_columns_as_json(tmp_path):
+    rows = [{"prompt": "a photo of a doctor", "tags": ["a", "é"], "meta": {"id": 1}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    assert main(["retrieve", "--file", str(tmp_path / "prompts.parquet"), "-o", str(tmp_path / "out.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8"))
+    assert json.loads(row["tags"]) == ["a", "é"] and json.loads(row["meta"]) == {"id": 1}
