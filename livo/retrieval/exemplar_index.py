@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from livo.principles.principle import ValuePrinciple
-from livo.retrieval.everyday import EVERYDAY_PROMPTS
+from livo.retrieval.corpus import everyday_prompts
 
 
 class Entry(NamedTuple):
@@ -42,7 +42,7 @@ class ExemplarIndex:
     @cached_property
     def entries(self) -> list[Entry]:
         """The rows of the index."""
-        entries = [Entry(None, False, text) for text in EVERYDAY_PROMPTS]
+        entries = [Entry(None, False, text) for text in everyday_prompts()]
         for p in self.principles:
             entries += [Entry(p.id, True, text) for text in p.exemplars or (p.statement,)]
             entries += [Entry(p.id, False, text) for text in p.counter_exemplars]
