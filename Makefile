@@ -35,6 +35,7 @@ benchmark: .venv/installed
 heads: .venv/installed
 	$(BIN)/livo retrieve --fit bundled -o build/retriever
 	cp build/retriever/facets/* livo/retrieval/weights/
+	cp build/retriever/report.json docs/retriever.json
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -160,7 +160,7 @@ def _fit(retriever, rows, output: Path) -> None:
 
     from livo.principles.principle import FACETS
     from livo.retrieval import fit
-    from livo.utils.files import write_json
+    from livo.utils.files import write_report
     from livo.utils.pictures import curves
 
     if rows is None:
@@ -177,7 +177,7 @@ def _fit(retriever, rows, output: Path) -> None:
             sure = [row[names.index(d)] if d != fit.NONE else 1 - row.max() for d, row in zip(decided, unseen, strict=True)]
         report = fit.report_of(wanted, decided, np.array(sure))
     retriever.save(output)
-    write_json(output / "report.json", report)
+    write_report(output / "report.json", report, levels=2)
     curves({"share wrong over coverage": tuple(zip(*report["risk_coverage"], strict=True))}, output / "risk_coverage.png")
     low, high = report["interval"]
     print(

@@ -25,7 +25,7 @@ from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
 from livo.pipelines.stable_diffusion import LiVOPipeline
-from livo.utils.files import replacing, write_json
+from livo.utils.files import replacing, write_report
 from livo.utils.hashing import weights_hash
 from livo.utils.precision import settle
 from livo.utils.progress import follow_evaluation
@@ -262,7 +262,7 @@ TABLES = {
 
 
 def write(docs: Path, table: Table, chosen, measured: list[Study], settings, budget: Budget, judge, pipe, found) -> Path:
-    """docs/benchmark.md, its pictures, and every figure with its prompts' values as benchmark.json."""
+    """docs/benchmark.md, its pictures, and the figures as benchmark.json: those of the table with every prompt's value."""
     docs.mkdir(parents=True, exist_ok=True)
     lines = list(_lines(table, chosen, settings, budget, judge, pipe))
     everything = {
@@ -272,8 +272,8 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
         "versions": versions(results.MEASURED_WITH),
         "table": table,
     }
-    everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [vars(study) for study in measured]}
-    write_json(docs / "benchmark.json", everything)
+    everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [_curve_point(study) for study in measured]}
+    write_report(docs / "benchmark.json", everything, levels=3)
     with replacing(docs / "benchmark.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     plots.trade_offs(table, measured, OURS, docs / "benchmark_trade_off.png")
@@ -283,6 +283,12 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
     return docs / "benchmark.md"
 
 
+def _curve_point(study: Study) -> dict[str, object]:
+    """A study without its prompts' values: the curves show means and intervals."""
+    row = {name: {key: value for key, value in figure.items() if key != "per_prompt"} for name, figure in study.row.items()}
+    return vars(study) | {"row": row}
+
+
 def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe) -> Iterator[str]:
     packages = ", ".join(f"{name} {version}" for name, version in versions(results.MEASURED_WITH).items())
     yield "# Papertown's benchmark\n"
@@ -290,8 +296,8 @@ def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe
         f"`{budget.command()}`: {budget.images} images a prompt, {STEPS} steps, guidance {GUIDANCE:g}, "
         f"in {settings.precision}; seeds are the prompt's sha256 plus the image's number, the same for every method. "
         "Means over held-out prompts with 95% bootstrap intervals over "
-        f"prompts. Judge {judge.name} {judge.revision}; value encoder {weights_hash(pipe.value_encoder)}; {packages}. Every prompt's value "
-        "is in [benchmark.json](benchmark.json).\n"
+        f"prompts. Judge {judge.name} {judge.revision}; value encoder {weights_hash(pipe.value_encoder)}; {packages}. The table's value "
+        "for every prompt is in [benchmark.json](benchmark.json).\n"
     )
     yield (
         "Each row is one configuration for all prompts: 16 about people of held-out careers in held-out places and templates, 8 for each "

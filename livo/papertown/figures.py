@@ -18,7 +18,7 @@ from livo.papertown.reading import GUIDANCE, IMAGES, STEPS, Reader, Reading, bia
 from livo.papertown.scene import Scene, describe, sample_prompt
 from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import ValuePrinciple
-from livo.utils.files import write_json
+from livo.utils.files import write_report
 
 _RATES = [round(0.05 * i, 2) for i in range(21)]
 Row = tuple[str, list[float], list[float]]  # figure, base's value of each prompt, LiVO's
@@ -239,7 +239,7 @@ def figures(cache: Path, output: Path, precision: str = "auto") -> dict:
             {"figure": label, "prompts": len(base), "base": _summary(base), "livo": _summary(ours)} for label, base, ours in rows
         ],
     }
-    write_json(output, result)
+    write_report(output, result, levels=2)
     print(f"{output} written")
     return result
 

@@ -89,7 +89,7 @@ def fit_facets(
 
 
 def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
-    """The one command behind `livo/facet_heads`: measure on held-out families, then fit on everything and save.
+    """The command behind livo/retrieval/weights: measure on held-out families, then fit on everything and save.
 
     The measured heads never saw the held-out families, their templates or their words of the open lists (occupations, nationalities,
     names); the saved ones have seen all.
@@ -104,7 +104,7 @@ def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
     report = measure(retriever, [prompts[i] for i in test], known)
     retriever.heads, _ = fit_facets(retriever, prompts, reading, Lexicon())
     retriever.heads.record.update(
-        held_out=report, prompts=len(prompts), trained_on="all families; `held_out` is of heads fitted without them"
+        prompts=len(prompts), trained_on="all families; docs/retriever.json reports heads fitted without the held-out ones"
     )
     retriever.heads.save(folder)
     return report

@@ -169,6 +169,30 @@ def write_json(path: Path, data: object) -> None:
         temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_report(path: Path, data: object, levels: int) -> None:
+    """Write figures as JSON that people and git can read: few lines, numbers with six significant digits.
+
+    Args:
+        data: Plain JSON values.
+        levels: How many of the outer dicts, and lists of dicts, are spread over lines; each other value stands on one line.
+    """
+    rounded = json.loads(json.dumps(data), parse_float=lambda text: float(f"{float(text):.6g}"))
+    with replacing(path) as temporary:
+        temporary.write_text(_spread(rounded, levels, "") + "\n", encoding="utf-8")
+
+
+def _spread(data: object, levels: int, indent: str) -> str:
+    dicts = isinstance(data, dict) or (isinstance(data, list) and data and isinstance(data[0], dict))
+    if not levels or not data or not dicts:
+        return json.dumps(data, ensure_ascii=False)
+    deeper = indent + " "
+    names = [f"{json.dumps(key, ensure_ascii=False)}: " for key in data] if isinstance(data, dict) else [""] * len(data)
+    values = data.values() if isinstance(data, dict) else data
+    lines = [f"{deeper}{name}{_spread(value, levels - 1, deeper)}" for name, value in zip(names, values, strict=True)]
+    left, right = "{}" if isinstance(data, dict) else "[]"
+    return f"{left}\n" + ",\n".join(lines) + f"\n{indent}{right}"
+
+
 def differing(path: Path, content: dict) -> list[str]:
     """The names in `content` that have another value in the JSON file at `path`; none where there is no such file."""
     if not path.is_file():

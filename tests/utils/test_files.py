@@ -1,10 +1,11 @@
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from livo.utils.files import differing, refuse_foreign, replacing, sweep, write_json
+from livo.utils.files import differing, refuse_foreign, replacing, sweep, write_json, write_report
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -52,3 +53,32 @@ def test_a_folder_that_holds_someone_elses_results_is_refused(tmp_path):
         refuse_foreign(tmp_path, "build.json", ("metadata.jsonl", "rounds"))
     (tmp_path / "build.json").write_text("{}")
     refuse_foreign(tmp_path, "build.json", ("metadata.jsonl", "rounds"))
+
+
+def test_a_report_spreads_its_outer_levels_and_rounds_its_numbers(tmp_path):
+    data = {
+        "row": {"D1": {"mean": 2 / 3, "interval": [0.1, 1e-9]}, "n": 12345678},
+        "list": [{"a": 1}, {"b": []}],
+        "text": "1.23456789 ü",
+    }
+    write_report(tmp_path / "docs" / "report.json", data, levels=2)
+    assert (tmp_path / "docs" / "report.json").read_text(encoding="utf-8").splitlines() == [
+        "{",
+        ' "row": {',
+        '  "D1": {"mean": 0.666667, "interval": [0.1, 1e-09]},',
+        '  "n": 12345678',
+        " },",
+        ' "list": [',
+        '  {"a": 1},',
+        '  {"b": []}',
+        " ],",
+        ' "text": "1.23456789 ü"',
+        "}",
+    ]
+
+
+@pytest.mark.parametrize("data", [{}, [], 1.5, None, {"a": {}, "b": [[], {"c": None}]}, [{"x": float("nan")}]])
+def test_a_report_reads_back_as_what_was_written(tmp_path, data):
+    for levels in range(4):
+        write_report(tmp_path / "report.json", data, levels)
+        assert repr(json.loads((tmp_path / "report.json").read_text())) == repr(data)
