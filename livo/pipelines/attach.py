@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from livo.pipelines.detached import accept_values, refuse_values
 from livo.pipelines.mixin import ValueMixin
 from livo.pipelines.stable_diffusion import LiVOPipeline, LiVOXLPipeline
 from livo.principles.principle import ValuePrinciple, bundled_principles
@@ -62,6 +63,7 @@ def attach(
         what = " and no ".join(lacking or ["unet"])
         raise ValueError(f"{type(pipe).__name__} has no {what} of Stable Diffusion's kind: values plug into SD 1.x, 2.x and SDXL")
     pipe.__class__ = aligned(type(pipe))
+    accept_values(pipe)
     try:
         pipe.plug_in(None, value_scale, prompt_padding)
         if value_encoder is not None:
@@ -77,10 +79,13 @@ def attach(
 def detach(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """Take the values out of `pipe`: its class, hooks, modules and configuration are what they were before `attach`. Returns it.
 
-    From then on `pipe` is diffusers' own in every respect, and where its class takes any `**kwargs`, as StableDiffusionPipeline does,
-    it ignores `value=` like every name it does not know.
+    From then on, a call of `pipe` with `value=` or another argument for values is an error.
+
+    Raises:
+        ValueError: it has no values.
     """
     if not isinstance(pipe, ValueMixin):
         raise ValueError(f"{type(pipe).__name__} has no values to take out")
     pipe.unplug()
+    refuse_values(pipe)
     return pipe

@@ -219,3 +219,17 @@ def test_what_cannot_be_attached_is_named_and_left_as_it_was(base, tiny_xl_check
     xl.text_encoder = None
     with pytest.raises(ValueError, match="no text_encoder"):
         livo.attach(xl)
+
+
+@pytest.mark.parametrize("name", ["value", "value_scale", "value_start", "value_end", "ledger"])
+def test_a_detached_pipeline_refuses_arguments_for_values(base, tiny_checkpoint, name):
+    untouched = type(base).from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    untouched.set_progress_bar_config(disable=True)
+    livo.detach(livo.attach(base, value_principles=PRINCIPLES))
+    with pytest.raises(TypeError, match=f"StableDiffusionPipeline.. has no argument '{name}'.*livo.attach"):
+        base("a doctor", **{name: None})
+    livo.detach(livo.attach(base, value_principles=PRINCIPLES))
+    draw = {"num_inference_steps": 2, "output_type": "np"}
+    images = [pipe("a doctor", generator=torch.Generator().manual_seed(0), **draw).images for pipe in (base, untouched)]
+    assert (images[0] == images[1]).all()
+    livo.attach(base, value_principles=PRINCIPLES)("a doctor", value=None, **draw)
