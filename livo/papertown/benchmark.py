@@ -14,13 +14,14 @@ import numpy as np
 
 from livo.baselines import Baseline
 from livo.evaluation import metrics, report, results, runner
-from livo.evaluation.judges import PapertownJudge, load_judge
+from livo.evaluation.judges import load_judge
 from livo.evaluation.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
 from livo.evaluation.readings import Readings, gather, seen
 from livo.evaluation.runner import Method, Settings
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
+from livo.papertown.judge import PapertownJudge
 from livo.papertown.reading import scenes
 from livo.papertown.scene import Scene, describe
 from livo.papertown.studies import Study, studies
