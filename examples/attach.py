@@ -27,7 +27,7 @@ def main(output: Path = Path("attach.png"), steps: int = 20) -> None:
     sheets = [grid(draw().images, 6, title="the pipeline as it was")]
     livo.attach(pipe, value_encoder=ENCODER)
     out = draw()
-    sheets.append(grid(out.images, 6, title="with values attached", note=out.decisions[0].why))
+    sheets.append(grid(out.images, 6, title="with values attached", note=out.decisions[0].summary))
     livo.detach(pipe)
     sheets.append(grid(draw().images, 6, title="detached: the first row again, bit for bit"))
     save_picture(stack(sheets), output, [decision.to_dict() for decision in out.decisions])

@@ -30,7 +30,7 @@ def main(output: Path = Path("controlnet.png"), steps: int = 20) -> None:
             guidance_scale=5.0,
             generator=seed,
         )
-        sheets.append(grid(out.images, 5, title="base" if value is None else "LiVO", note=out.decisions[0].why))
+        sheets.append(grid(out.images, 5, title="base" if value is None else "LiVO", note=out.decisions[0].summary))
         record += [decision.to_dict() for decision in out.decisions]
     save_picture(stack(sheets), output, record)
 

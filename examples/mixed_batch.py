@@ -24,8 +24,8 @@ def main(output: Path = Path("mixed_batch.png"), steps: int = 20) -> None:
     prompts, values, scales = (list(column) for column in zip(*wishes, strict=True))
     seeds = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     out = pipe(prompts, value=values, value_scale=scales, num_inference_steps=steps, guidance_scale=5.0, generator=seeds)
-    applied = [any(d.applied for d in (image, *image.also)) for image in out.decisions]
-    names = [", ".join(d.id or "as the base" for d in (image, *image.also)) for image in out.decisions]
+    applied = [bool(decision.applied_values) for decision in out.decisions]
+    names = [", ".join(value.name for value in decision.values) or "as the base" for decision in out.decisions]
     save_picture(grid(out.images, 6, names, "one batch", applied), output, [decision.to_dict() for decision in out.decisions])
 
 

@@ -18,9 +18,9 @@ def main(output: Path = Path("papertown.png"), steps: int = 20) -> None:
         for value in (None, "auto"):
             seed = torch.Generator().manual_seed(0)
             out = pipe(prompt, value=value, num_images_per_prompt=6, num_inference_steps=steps, guidance_scale=5.0, generator=seed)
-            applied = [decision.applied for decision in out.decisions]
+            applied = [bool(decision.applied_values) for decision in out.decisions]
             title = f"{'base' if value is None else 'LiVO'}: {prompt}"
-            sheets.append(grid(out.images, 6, title=title, marked=applied, note=out.decisions[0].why))
+            sheets.append(grid(out.images, 6, title=title, marked=applied, note=out.decisions[0].summary))
             record += [decision.to_dict() for decision in out.decisions]
     save_picture(stack(sheets), output, record)
 

@@ -23,7 +23,7 @@ def main(output: Path = Path("saved.png"), steps: int = 20) -> None:
     out = again(prompts, num_images_per_prompt=2, num_inference_steps=steps, guidance_scale=5.0, generator=seed)
     for file in save_images(out, folder / "images"):  # `livo inspect` reads them back too
         record = read_record(file)[0]
-        print(f"{file}: {record['id'] or 'no value'}, {record['why']}")
+        print(f"{file}: {', '.join(value['id'] for value in record['values']) or record['reason']}")
     save_picture(grid(out.images, 6, title="saved and loaded"), output, [decision.to_dict() for decision in out.decisions])
 
 

@@ -1,6 +1,7 @@
 from livo.pipelines.attach import aligned as aligned
 from livo.pipelines.attach import attach as attach
 from livo.pipelines.attach import detach as detach
+from livo.pipelines.decision_record import AssignedValue as AssignedValue
 from livo.pipelines.decision_record import ImageDecision as ImageDecision
 from livo.pipelines.ledger import ValueLedger as ValueLedger
 from livo.pipelines.redraw import redraw as redraw

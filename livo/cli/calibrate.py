@@ -87,7 +87,7 @@ def run(args) -> None:
             for decision, verdict in zip(out.decisions, verdicts(judge, out.images, [prompt] * args.n), strict=True):
                 broken += bool(verdict.fault)
                 if not verdict.fault:
-                    seen.append((decision.direction, verdict.classes[attributes[principle.id]]))
+                    seen.append((decision.values[0].direction, verdict.classes[attributes[principle.id]]))
         if broken:
             print(f"note: {principle.id}: {broken} images are black, constant or not finite, and were left out")
         if not seen:

@@ -102,15 +102,16 @@ def run(args) -> None:
     columns = min(args.n, 10)
     for prompt in args.prompt:
         out = generate(prompt, value)
-        first, applied = out.decisions[0], [any(d.applied for d in (image, *image.also)) for image in out.decisions]
-        names = ", ".join(d.id or d.statement for d in (first, *first.also) if d.statement) or "no principle"
+        first, applied = out.decisions[0], [bool(decision.applied_values) for decision in out.decisions]
+        names = ", ".join(value.name for value in first.values) or "no principle"
+        why = first.values[0].reason if first.values else first.reason
         base = generate(prompt, None).images if args.compare else []
         if base:
             sheets.append(grid(base, columns, title=f"base: {prompt}"))
-        captions = [_caption(image) for image in out.decisions]
-        why = f"{names}: {first.why}" if first.statement else first.why
-        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=why))
-        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {first.why}")
+        captions = [_caption(decision) for decision in out.decisions]
+        note = f"{names}: {why}" if first.values else why
+        sheets.append(grid(out.images, columns, captions, f"LiVO: {prompt}", applied, note=note))
+        print(f"{prompt}: {names}, token on {sum(applied)} of {args.n} images; {why}")
         sheets += _shares(pipe, out, base, judge, sheets[-1].width)
         drawn = {"seed": args.seed, "precision": precision.record()}
         record += [decision.to_dict() | drawn | {"image": i} for i, decision in enumerate(out.decisions)]
@@ -242,17 +243,17 @@ def _shares(pipe, out, base, judge, width: int) -> list:
     from livo.utils.pictures import bars
 
     sheets = []
-    images = [(image, *image.also) for image in out.decisions]
     drawn = {"LiVO, as the judge reads it": out.images, "base, as the judge reads it": base} if judge else {}
     readings = {what: verdicts(judge, pictures) for what, pictures in drawn.items() if pictures}
     for what, rows in readings.items():
         if broken := [row.fault for row in rows if row.fault]:
             print(f"  {what}: {len(broken)} of {len(rows)} images are {' or '.join(sorted(set(broken)))}, so they are not read")
-    for place, decision in enumerate(images[0]):
-        if decision.direction is None:
+    for place, value in enumerate(out.decisions[0].values):
+        if value.direction is None:
             continue
-        principle = next(p for p in pipe.principles if p.id == decision.id)
-        assigned = counts([image[place].direction for image in images], list(principle.shares)) / len(images)
+        principle = next(p for p in pipe.principles if p.id == value.id)
+        directions = [decision.values[place].direction for decision in out.decisions]
+        assigned = counts(directions, list(principle.shares)) / len(directions)
         shown = {"asked": list(principle.shares.values()), "assigned": assigned}
         try:
             attribute = attribute_for(judge, principle) if judge else None
@@ -270,9 +271,7 @@ def _shares(pipe, out, base, judge, width: int) -> list:
     return sheets
 
 
-def _caption(image) -> str:
-    if image.statement is None:
+def _caption(decision) -> str:
+    if not decision.values:
         return "as the base"
-    return (
-        ", ".join(d.direction or f"{d.id or d.statement} token" for d in (image, *image.also) if d.applied) or "without the token"
-    )
+    return ", ".join(value.direction or f"{value.name} token" for value in decision.applied_values) or "without the token"

@@ -73,15 +73,15 @@ def describe(record: Sequence[Mapping]) -> str:
             lines.append(_line("; ".join(f"{name}: {value}" for name, value in entry.items())))
             continue
         lines.append(f"image {i}: {_line(entry['prompt'])}")
-        for decision in (entry, *(entry.get("also") or ())):
-            received = "received the token" if decision.get("applied") else "without the token"
-            if decision.get("applied") and decision.get("known") is False:
+        lines += [f"  no value: without the token; {_line(entry.get('reason'))}"] * (not entry["values"])
+        for value in entry["values"]:
+            received = "received the token" if value.get("applied") else "without the token"
+            if value.get("applied") and value.get("known") is False:
                 received += " (words that the encoder was not trained with)"
-            name = decision.get("id") or decision.get("statement") or "no value"
-            lines.append(f"  {_line(name)}: {received}; {_line(decision.get('why'))}")
-            facts = [f"{key} {decision[key]}" for key in _FACTS if decision.get(key) is not None]
+            lines.append(f"  {_line(value.get('id') or value.get('statement'))}: {received}; {_line(value.get('reason'))}")
+            facts = [f"{key} {value[key]}" for key in _FACTS if value.get(key) is not None]
             lines += [f"    {_line(', '.join(facts))}"] * bool(facts)
-            lines += [f"    conflict: {_line(conflict)}" for conflict in decision.get("conflicts") or ()]
+            lines += [f"    conflict: {_line(conflict)}" for conflict in value.get("conflicts") or ()]
         drawn = [f"{key} {entry[key]}" for key in ("seed", "image") if entry.get(key) is not None]
         lines += [f"  {', '.join(drawn)}"] * bool(drawn)
         lines += [f"  {name}: {_line(_told(value))}" for name, value in (entry.get("settings") or {}).items() if value]
@@ -91,12 +91,12 @@ def describe(record: Sequence[Mapping]) -> str:
 def _rows(name: str, record: Sequence[Mapping]) -> Iterator[dict[str, str]]:
     """A row of the table for each image."""
     for i, entry in enumerate(record):
-        values = [decision for decision in (entry, *(entry.get("also") or ())) if decision.get("statement")]
+        values = entry.get("values") or ()
         advanced = ((entry.get("settings") or {}).get("generator") or {}).get("state")
         yield {
             "file": name if len(record) == 1 else f"{name} [{i}]",
             "prompt": entry.get("prompt") or _told(entry),
-            "values": " + ".join(f"{v.get('id') or v['statement']}{_direction(v)}" for v in values) or "none",
+            "values": " + ".join(f"{v.get('id') or v.get('statement')}{_direction(v)}" for v in values) or "none",
             "seed": "" if entry.get("seed") is None else f"{entry['seed']}{' (state)' if advanced else ''}",
             "encoder": next((str(v["encoder"]) for v in values if v.get("encoder")), ""),
             "applied": _count(sum(bool(v.get("applied")) for v in values), len(values)),
@@ -107,8 +107,8 @@ def _count(applied: int, values: int) -> str:
     return f"{applied} of {values}" if 0 < applied < values else "yes" if applied else "no"
 
 
-def _direction(decision: Mapping) -> str:
-    return f" > {decision['direction']}" if decision.get("direction") else ""
+def _direction(value: Mapping) -> str:
+    return f" > {value['direction']}" if value.get("direction") else ""
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:

@@ -85,7 +85,7 @@ def run(args) -> None:
         for decision in decisions:
             sure = "" if decision.probability is None else f"  p {decision.probability:.2f}"
             print(
-                f"  {decision.id or 'none':16} score {decision.score:.2f}  threshold {decision.threshold:.2f}{sure}  {decision.why}"
+                f"  {decision.id or 'none':16} score {decision.score:.2f}  threshold {decision.threshold:.2f}{sure}  {decision.reason}"
             )
 
 
@@ -127,7 +127,7 @@ def _decide_file(retriever, prompts, output: Path) -> None:
 
     from livo.utils.files import replacing
 
-    columns = ("prompt", "ids", "probability", "score", "threshold", "nearest_exemplar", "text", "why")
+    columns = ("prompt", "ids", "probability", "score", "threshold", "nearest_exemplar", "text", "reason")
     carried = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
     counts: dict[str, int] = {}
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:

@@ -12,6 +12,7 @@ from safetensors.torch import safe_open
 
 from livo.evaluation.judges import Judge
 from livo.evaluation.runner import METHOD, SMALL, Method, Settings, judge_name, method_folder, units
+from livo.pipelines.decision_record import current_record
 from livo.utils.prompt_files import Prompt
 
 
@@ -74,7 +75,7 @@ def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequ
         _placed(joined.get("clip"), faults == ""),
         [joined["thumbnails"][i * shown : (i + 1) * shown] for i in range(shape[0])],
         joined["small"].reshape(*shape, SMALL, SMALL, 3),
-        cut["decisions"],
+        [[current_record(row) for row in rows] for rows in cut["decisions"]],
         cut["digests"],
         faults,
         sum(unit["seconds"] for unit in rows),

@@ -177,13 +177,13 @@ def _picture(image: Image.Image) -> str:
 def _decided(decisions: Sequence[Mapping]) -> str:
     """A prompt's decisions in one line: which principle, on how many images, in which directions, and why."""
     first = decisions[0] if decisions else {}
-    if not first.get("statement"):
-        return first.get("why") or "as this method does it"
+    if not first.get("values"):
+        return first.get("reason") or "as this method does it"
     parts = []
-    for place in range(1 + len(first.get("also") or ())):
-        rows = [row if place == 0 else row["also"][place - 1] for row in decisions]
+    for place in range(len(first["values"])):
+        rows = [row["values"][place] for row in decisions]
         directions = Counter(row["direction"] for row in rows if row.get("direction"))
         how = ", ".join(f"{name} {count}" for name, count in sorted(directions.items()))
         on = f"{sum(bool(row['applied']) for row in rows)} of {len(rows)}"
-        parts.append(f"{rows[0]['id'] or rows[0]['statement']} on {on}{f' ({how})' if how else ''}: {rows[0]['why']}")
+        parts.append(f"{rows[0]['id'] or rows[0]['statement']} on {on}{f' ({how})' if how else ''}: {rows[0]['reason']}")
     return "; ".join(parts)

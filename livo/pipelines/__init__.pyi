@@ -1,3 +1,4 @@
+from livo.pipelines.decision_record import AssignedValue as AssignedValue
 from livo.pipelines.decision_record import ImageDecision as ImageDecision
 from livo.pipelines.decision_record import read_record as read_record
 from livo.pipelines.decision_record import save_images as save_images

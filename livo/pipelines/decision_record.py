@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,42 +17,98 @@ from livo.utils.pictures import RECORD_FORMATS, read_metadata, save_picture
 
 
 @dataclass(frozen=True)
-class ImageDecision(ValueDecision):
-    """A ValueDecision as it was carried out on one image.
+class AssignedValue:
+    """A value that was assigned to an image, and how it was carried out.
 
-    `encoder` is the identifier of the value encoder's weights (`livo.utils.hashing.weights_hash`). `seed` is that of the image's generator,
-    of the global one where none was given, and `image` the number of the image among those that share it. `start` and `end` are the part
-    of the sampler's steps in which the token acted, 0 to 1. `conflicts` says what works against another value on the same image.
-    `settings` holds what else the image was drawn with (`livo.pipelines.settings.settings_of`). Fields are None where there is
-    nothing to tell.
-
-    `known` with `applied` says what can be expected: applied with words that the encoder was trained with (True), applied with words
-    that it was not trained with (False, it may do nothing) or whose training is not recorded (None), or not applied. `encoder_name`
-    is the name of the encoder among those loaded.
+    Attributes:
+        id: The principle's id; None for a statement that is no principle's.
+        statement: The words that the value encoder read with the prompt.
+        direction: The class that the image was moved towards, where the principle has directions.
+        applied: Whether the image received the value token. It does not where the principle's `apply_rate` left it out, or at scale 0.
+        scale: Strength of the token: 0 is the base, 1 is what was trained.
+        start: Share of the sampler's steps after which the token acts, 0 to 1.
+        end: Share of the sampler's steps after which it no longer acts, 0 to 1.
+        reason: Why the value was assigned.
+        score: Cosine similarity of the prompt to `nearest_exemplar`, -1 to 1; None where the retriever was not asked.
+        threshold: The similarity from which exemplars alone decide.
+        nearest_exemplar: The exemplar that is most similar to the prompt.
+        probability: Calibrated probability that the principle applies; None where exemplars decided.
+        facets: Probabilities of the facets that led to it.
+        known: Whether the encoder was trained with the words: True, False (it may do nothing), or None (not recorded).
+        encoder_name: Name of the value encoder, among those that the pipeline holds.
+        encoder: Identifier of its weights (`livo.utils.hashing.weights_hash`).
+        conflicts: What works against another value of the same image.
     """
 
+    id: str | None
+    statement: str
+    direction: str | None = None
+    applied: bool = False
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    reason: str = ""
+    score: float | None = None
+    threshold: float | None = None
+    nearest_exemplar: str | None = None
+    probability: float | None = None
+    facets: Mapping[str, float] | None = None
     known: bool | None = None
     encoder_name: str | None = None
     encoder: str | None = None
-    seed: int | None = None
-    image: int | None = None
-    start: float | None = None
-    end: float | None = None
     conflicts: tuple[str, ...] = ()
-    settings: Mapping[str, object] | None = None
+
+    @property
+    def name(self) -> str:
+        """The principle's id, or the statement where there is none."""
+        return self.id or self.statement
 
     @classmethod
-    def of(cls, decision: ValueDecision) -> ImageDecision:
-        """The decision, and nothing known yet of how it was carried out."""
-        return cls(**{field.name: getattr(decision, field.name) for field in fields(decision)})
+    def of(cls, decision: ValueDecision) -> AssignedValue:
+        """The value of a retriever's decision, not carried out yet."""
+        shared = {field.name for field in fields(cls)} & {field.name for field in fields(decision)}
+        return cls(**{name: getattr(decision, name) for name in shared})
 
-    def with_all(self, **found) -> ImageDecision:
-        """It and those beside it, with what was found out about the image."""
-        return replace(self, **found, also=tuple(other.with_all(**found) for other in self.also))
 
-    def with_encoder(self, hashes: Mapping[str, str | None]) -> ImageDecision:
-        """It and those beside it, each with the hash of the encoder of its `encoder_name`."""
-        return replace(self, encoder=hashes.get(self.encoder_name), also=tuple(other.with_encoder(hashes) for other in self.also))
+@dataclass(frozen=True)
+class ImageDecision:
+    """What was decided for one image, and what it was drawn with: `out.decisions` holds one for each image.
+
+    Attributes:
+        prompt: The image's prompt.
+        values: The values that were assigned to the image, in the order of the principles; empty where none was.
+        reason: Why no value was assigned; None where `values` holds any, which have their own.
+        text: What the retriever read: the prompt after normalisation. None where it was not asked.
+        seed: Seed of the image's generator, or of the global one where none was given.
+        image: Number of the image among those that share the generator, from 0.
+        settings: All else that the image depends on (`livo.pipelines.settings.settings_of`).
+    """
+
+    prompt: str
+    values: tuple[AssignedValue, ...] = ()
+    reason: str | None = None
+    text: str | None = None
+    seed: int | None = None
+    image: int | None = None
+    settings: Mapping[str, object] | None = None
+
+    @property
+    def applied_values(self) -> tuple[AssignedValue, ...]:
+        """The values whose token the image received."""
+        return tuple(value for value in self.values if value.applied)
+
+    @property
+    def summary(self) -> str:
+        """One line: the values with the reason for each, or why there is none."""
+        return "; ".join(f"{value.name}: {value.reason}" for value in self.values) or self.reason or ""
+
+    def with_encoders(self, hashes: Mapping[str, str | None]) -> ImageDecision:
+        """The decision with the identifier of each value's encoder, by `encoder_name`."""
+        return replace(self, values=tuple(replace(value, encoder=hashes.get(value.encoder_name)) for value in self.values))
+
+    def to_dict(self) -> dict:
+        """The decision as JSON-ready data, as image files hold it."""
+        return asdict(self)
 
 
 @cache
@@ -86,6 +142,11 @@ def save_images(out, folder: str | Path, format: str = "png") -> list[Path]:
 def read_record(file: str | Path) -> list[dict]:
     """The records in a PNG, JPEG or WebP that LiVO wrote, one for each image that it shows.
 
+    A record has the fields of ImageDecision. Records of older versions are converted.
+
+    Args:
+        file: The image file.
+
     Raises:
         FileNotFoundError, PermissionError: it cannot be opened.
         ValueError: it is no picture, or holds no record that can be read.
@@ -116,14 +177,33 @@ def read_record(file: str | Path) -> list[dict]:
         sound = False
     if not sound:
         raise ValueError(f"{file}: its record is not one that LiVO writes")
-    return entries
+    return [current_record(entry) for entry in entries]
+
+
+def current_record(entry: Mapping) -> dict:
+    """A record with the fields of ImageDecision, also where an older version wrote it.
+
+    Before version 0.2 a record was its first value, with the others in `also` and the reason in `why`.
+    """
+    if "values" in entry or "prompt" not in entry:
+        return dict(entry)
+    parts = [entry, *(entry.get("also") or ())]
+    names = {field.name for field in fields(AssignedValue)}
+    values = [
+        {name: part[name] for name in part if name in names} | {"reason": part.get("why")}
+        for part in parts
+        if part.get("statement")
+    ]
+    kept = {name: value for name, value in entry.items() if name not in names | {"also", "why"}}
+    return kept | {"values": values, "reason": None if values else entry.get("why")}
 
 
 def _well_formed(entry: object) -> bool:
     """Whether an entry is an object whose parts have the types that readers rely on; parts may be null or missing."""
     if not isinstance(entry, dict):
         return False
-    kinds = {"prompt": str, "also": list, "conflicts": list, "settings": dict, "id": str, "statement": str, "direction": str}
+    lists = {"values": list, "also": list, "conflicts": list}
+    kinds = {"prompt": str, "settings": dict, "id": str, "statement": str, "direction": str, **lists}
     if any(entry.get(name) is not None and not isinstance(entry[name], kind) for name, kind in kinds.items()):
         return False
-    return all(map(_well_formed, entry.get("also") or ()))
+    return all(_well_formed(part) for name in ("values", "also") for part in entry.get(name) or ())

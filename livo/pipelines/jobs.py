@@ -164,8 +164,7 @@ def _lines(job: Job, files: Sequence[Path], records: Sequence[Mapping], place: i
     lines = []
     for i in range(job.images):
         file, record = files[place * job.images + i], records[place * job.images + i]
-        values = [value for value in (record, *record["also"]) if value["statement"]]
-        told = ("id", "statement", "direction", "scale", "applied", "encoder")
+        names = ("id", "statement", "direction", "scale", "applied", "encoder", "reason")
         lines.append(
             {
                 "file": file.name,
@@ -178,8 +177,8 @@ def _lines(job: Job, files: Sequence[Path], records: Sequence[Mapping], place: i
                 "size": record["settings"]["size"],
                 "steps": job.steps,
                 "guidance": job.guidance,
-                "values": [{name: value.get(name) for name in told} for value in values],
-                "why": record["why"],
+                "values": [{name: value.get(name) for name in names} for value in record["values"]],
+                "reason": record["reason"],
                 "columns": plain(job.columns),
             }
         )

@@ -21,7 +21,7 @@ from livo.pipelines.ledger import Reservation, ValueLedger
 from livo.pipelines.loading import SavedValues
 from livo.pipelines.named_encoders import PREFIX
 from livo.pipelines.schedule import Plan, before_each_step
-from livo.pipelines.selection import ValueChooser, Wishes, checked_scale, no_value
+from livo.pipelines.selection import NO_ENCODER, NO_VALUE, ValueRequest, ValueSelector, checked_scale
 from livo.pipelines.settings import checked_draw, model_record, noise_of, settings_of, size_of
 from livo.pipelines.sharing import PrivateTokenizer, one_call, private_copy
 from livo.retrieval.retriever import ValueRetriever
@@ -158,7 +158,7 @@ class ValueMixin(SavedValues):
                     out = super().__call__(prompt, **given)
             else:
                 hashes = {name: weights_hash(encoder) for name, encoder in self.value_encoders.items()}
-                decisions = [decision.with_encoder(hashes) for decision in decisions]
+                decisions = [decision.with_encoders(hashes) for decision in decisions]
                 self._hook()
                 if plan.changes:
                     before_each_step(self, given, self._enter)
@@ -172,7 +172,7 @@ class ValueMixin(SavedValues):
             check_images(self, finite, out[0], with_values=plan is not None)
         first = (out.frames[0] if hasattr(out, "frames") else out[0])[0]  # all are of one size
         decisions = [
-            replace(decision.with_all(seed=seed, image=number), settings=settings | {"size": size_of(first, self.vae_scale_factor)})
+            replace(decision, seed=seed, image=number, settings=settings | {"size": size_of(first, self.vae_scale_factor)})
             for decision, (seed, number, settings) in zip(decisions, drawn_with, strict=True)
         ]
         values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
@@ -274,13 +274,13 @@ class ValueMixin(SavedValues):
                 raise ValueError(
                     f"value={value!r} needs the text of the prompt: pass `prompt` beside `prompt_embeds`, or value=None"
                 )
-            why = "value=None" if value is None else "no value encoder is loaded"
-            return [no_value("", why)] * (number * (1 if embeds is None else len(embeds)))
+            why = NO_VALUE if value is None else NO_ENCODER
+            return [ImageDecision("", reason=why)] * (number * (1 if embeds is None else len(embeds)))
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt is {prompt!r}: give a text, or a list of texts")
-        wishes = Wishes.read(prompts, value, self.value_scale if scale is None else scale, start, end)
-        if wishes.limited and self.config.prompt_padding == "do_not_pad":
+        request = ValueRequest.for_prompts(prompts, value, self.value_scale if scale is None else scale, start, end)
+        if request.limited and self.config.prompt_padding == "do_not_pad":
             raise ValueError(
                 "value_start and value_end need prompt_padding 'max_length': without padding no step can be the base's"
             )
@@ -296,8 +296,8 @@ class ValueMixin(SavedValues):
         # With one generator for all, a text that comes again draws again.
         again = [0 if one_each else prompts[:i].count(text) for i, text in enumerate(prompts)]
         seeds = [(self._seed(generator[i * number] if one_each else generator), again[i]) for i in range(len(prompts))]
-        chooser = ValueChooser(self.retriever, self.value_encoders, self.value_scale, self._encoder_scales)
-        return chooser.choose(prompts, wishes, number, seeds, reservation)
+        selector = ValueSelector(self.retriever, self.value_encoders, self.value_scale, self._encoder_scales)
+        return selector.select(prompts, request, number, seeds, reservation)
 
     def decide(self, prompt: str | list[str], value="auto", value_scale=None) -> list[ImageDecision]:
         """The decision for each prompt's first image without drawing it, as a call with these arguments would make it.
@@ -325,17 +325,17 @@ class ValueMixin(SavedValues):
     @torch.no_grad()
     def _planned(self, decisions: Sequence[ImageDecision]) -> Plan | None:
         """What a call applies, its value tokens encoded; None where it is the base's."""
-        rows = [[d for d in (image, *image.also) if d.applied] for image in decisions]
-        if not any(rows):
-            return None
         wanted: dict[str, dict[str, None]] = {}  # texts by encoder, each once
-        for decision in (d for row in rows for d in row):
-            wanted.setdefault(decision.encoder_name, {})[value_text(decision.statement, decision.prompt)] = None
+        for decision in decisions:
+            for value in decision.applied_values:
+                wanted.setdefault(value.encoder_name, {})[value_text(value.statement, decision.prompt)] = None
+        if not wanted:
+            return None
         encoded = {}
         for name, texts in wanted.items():
             tokens = self._encode_values(name, list(texts))
             encoded |= dict(zip([(name, text) for text in texts], tokens, strict=True))
-        return Plan(rows, encoded)
+        return Plan(decisions, encoded)
 
     def _encode_values(self, name: str, texts: list[str]) -> torch.Tensor:
         """The tokens (texts, k, width) of one encoder."""

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from livo.pipelines.decision_record import read_record
+from livo.pipelines.decision_record import current_record, read_record
 from livo.pipelines.settings import generator_of, settings_of
 from livo.pipelines.stable_diffusion import load_pipeline
 from livo.principles.principle import ValuePrinciple
@@ -29,7 +29,7 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
     Raises:
         ValueError: the record is too old to tell, the pipeline differs from it, or an input is missing; the message names it.
     """
-    record = source if isinstance(source, Mapping) else read_record(source)[0]
+    record = current_record(source) if isinstance(source, Mapping) else read_record(source)[0]
     settings = record.get("settings")
     if not settings:
         raise ValueError("the record does not hold the settings of the call; it was written by an older LiVO")
@@ -44,13 +44,13 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
     with _scheduler(pipe, settings["scheduler"]), _autocast(how):
         _check(pipe, record, call | inputs)
         values = _values(record, pipe)
-        values = _values(record, pipe)
+        first = next(iter(_applied(record)), {})
         out = pipe(
             record["prompt"],
             value=tuple(values) or None,
             value_scale={principle.id: scale for principle, scale in values.items()},
-            value_start=record.get("start") or 0.0,
-            value_end=1.0 if record.get("end") is None else record["end"],
+            value_start=first.get("start", 0.0),
+            value_end=first.get("end", 1.0),
             num_images_per_prompt=settings["generator"]["images"],
             generator=generator_of(record),
             **call | inputs,
@@ -61,15 +61,16 @@ def redraw(source: str | Path | Mapping, pipe: DiffusionPipeline | None = None, 
 def _values(record: Mapping, pipe: DiffusionPipeline) -> dict[_Value, float]:
     """The values that acted on the image, each with the strength to ask for."""
     values = {}
-    for i, told in enumerate(_applied(record)):
-        name = told.get("encoder_name")
-        value = _Value(told.get("id") or f"value_{i}", told["statement"], apply_rate=1.0, encoder=name)
-        values[value] = told["scale"] / pipe.value_encoder_scales.get(name, 1.0)  # the pipeline multiplies by it
+    for i, applied in enumerate(_applied(record)):
+        name = applied.get("encoder_name")
+        value = _Value(applied.get("id") or f"value_{i}", applied["statement"], apply_rate=1.0, encoder=name)
+        values[value] = applied["scale"] / pipe.value_encoder_scales.get(name, 1.0)  # the pipeline multiplies by it
     return values
 
 
 def _applied(record: Mapping) -> list[Mapping]:
-    return [decision for decision in (record, *(record.get("also") or ())) if decision.get("applied")]
+    """The values whose token the image received."""
+    return [value for value in record["values"] if value.get("applied")]
 
 
 class _Value(ValuePrinciple):
@@ -102,7 +103,7 @@ def _check(pipe: DiffusionPipeline, record: Mapping, given: Mapping) -> None:
     names = ("pipeline", "model", "prompt_padding", "precision", "lora", "baselines", "call", "scheduler")
     differing = [name for name in names if here[name] != settings[name]]
     hashes = {name: weights_hash(encoder) for name, encoder in pipe.value_encoders.items() if pipe.value_encoder_scales[name]}
-    wanted = {told["encoder_name"]: told["encoder"] for told in _applied(record)}
+    wanted = {value["encoder_name"]: value["encoder"] for value in _applied(record)}
     if any(hashes.get(name) != encoder for name, encoder in wanted.items()):
         differing.append("value encoder")
     if differing:

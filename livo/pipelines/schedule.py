@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,10 +17,10 @@ from livo.value_encoder.token import value_text
 class Plan:
     """What a call applies to each image: value tokens (N, K, width), and at each step the scale of each of them."""
 
-    def __init__(self, rows: list[list[ImageDecision]], encoded: Mapping[tuple[str, str], torch.Tensor]):
+    def __init__(self, decisions: Sequence[ImageDecision], encoded: Mapping[tuple[str, str], torch.Tensor]):
         """`encoded` holds the tokens (k, width) of each (encoder name, value text); k is the encoder's own."""
-        self.rows = rows
-        found = [[encoded[d.encoder_name, value_text(d.statement, d.prompt)] for d in row] for row in rows]
+        self.rows = rows = [decision.applied_values for decision in decisions]
+        found = [[encoded[v.encoder_name, value_text(v.statement, d.prompt)] for v in d.applied_values] for d in decisions]
         self.sizes = [[len(tokens) for tokens in row] for row in found]
         self.counts = [sum(sizes) for sizes in self.sizes]
         first = next(iter(encoded.values()))

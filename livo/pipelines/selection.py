@@ -1,4 +1,4 @@
-"""ValueChooser: which value each image of each prompt receives, how strongly, in which steps, and why."""
+"""ValueSelector: which values each image of each prompt receives, how strongly, in which steps, and why."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numbers import Real
 
 from transformers import CLIPTextModel
 
-from livo.pipelines.allocation import share_out, text_seed
+from livo.pipelines.allocation import Shares, share_out, text_seed
 from livo.pipelines.calibration import Calibration
-from livo.pipelines.decision_record import ImageDecision
+from livo.pipelines.decision_record import AssignedValue, ImageDecision
 from livo.pipelines.ledger import Reservation
 from livo.principles.principle import MAX_SCALE, RESERVED, ValuePrinciple, refuse_unknown_id
 from livo.retrieval.retriever import ValueRetriever
@@ -20,12 +20,19 @@ from livo.utils.logs import warn_once
 
 logger = logging.getLogger(__name__)
 
-Chosen = tuple[ImageDecision, ValuePrinciple | None]
+Candidate = tuple[AssignedValue, ValuePrinciple | None]  # a value, and the principle that it belongs to
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a call asked for, one entry for each prompt."""
+class ValueRequest:
+    """What a call asks for, with one entry for each prompt.
+
+    Attributes:
+        values: "auto", a principle, its id, a statement, a tuple of these, or None.
+        scales: A strength, or a mapping of principles' ids to strengths.
+        starts: Share of the steps after which tokens act, 0 to 1.
+        ends: Share of the steps after which tokens no longer act, 0 to 1.
+    """
 
     values: list
     scales: list
@@ -34,12 +41,23 @@ class Wishes:
 
     @property
     def limited(self) -> bool:
-        """Whether a value is to act in a part of the steps alone."""
+        """Whether any value acts in only a part of the steps."""
         return any(pair != (0, 1) for pair in zip(self.starts, self.ends, strict=True))
 
     @classmethod
-    def read(cls, prompts: Sequence[str], value, value_scale, value_start, value_end) -> Wishes:
-        """Spread what is given for all over the prompts. Raises ValueError where a list has another length, or a range is none."""
+    def for_prompts(cls, prompts: Sequence[str], value, value_scale, value_start, value_end) -> ValueRequest:
+        """The arguments of a call with one entry for each prompt.
+
+        Args:
+            prompts: The call's prompts.
+            value: One for all prompts, or a list with one each; likewise the other arguments (see `ValueMixin.__call__`).
+            value_scale: Strengths.
+            value_start: Starts.
+            value_end: Ends.
+
+        Raises:
+            ValueError: a list has another length than `prompts`, or a start is not below its end.
+        """
         values = _one_each(value, prompts, "value", (str, tuple, ValuePrinciple, type(None)))
         scales = _one_each(value_scale, prompts, "value_scale", (Real, str, Mapping))
         starts = _one_each(value_start, prompts, "value_start", (Real, str))
@@ -53,10 +71,31 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class ValueChooser:
-    """Decides with a retriever and for value encoders by name; `NamedEncoders` says which encoder carries out what.
+class Selection:
+    """The values that apply to a prompt.
 
-    `default_scale` holds where a mapping of scales names no principle; `scales` multiplies those of an encoder's values.
+    Attributes:
+        candidates: The values, with their principles; empty where none applies.
+        reason: Why none applies; None where any does.
+        text: What the retriever read; None where it was not asked.
+    """
+
+    candidates: list[Candidate]
+    reason: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class ValueSelector:
+    """Selects values with a retriever, or as requested by name, and assigns them to images and to value encoders.
+
+    `NamedEncoders` says which encoder carries out which value.
+
+    Attributes:
+        retriever: Chooses the principles where the request is "auto".
+        encoders: The value encoders by name.
+        default_scale: The strength of principles that a mapping of scales does not name.
+        scales: By encoder name, what the strength of its values is multiplied by.
     """
 
     retriever: ValueRetriever | None
@@ -66,42 +105,48 @@ class ValueChooser:
 
     @property
     def principles(self) -> list[ValuePrinciple]:
+        """The principles of the retriever."""
         return self.retriever.principles if self.retriever else []
 
-    def choose(
+    def select(
         self,
         prompts: Sequence[str],
-        wishes: Wishes,
+        request: ValueRequest,
         number: int,
         seeds: Sequence[Sequence[int]],
         reservation: Reservation | None = None,
     ) -> list[ImageDecision]:
-        """`number` decisions for each prompt, one an image.
+        """`number` decisions for each prompt, one for each image.
 
         Args:
+            prompts: The call's prompts.
+            request: What the call asks for.
+            number: Images of each prompt.
             seeds: For each prompt what its draw depends on, beside its text.
             reservation: Takes the shares from a ledger.
 
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
         """
-        for wish, scale in zip(wishes.values, wishes.scales, strict=True):
-            self._check_scale(wish, scale)
-        found = iter(self._retrieve([text for text, wish in zip(prompts, wishes.values, strict=True) if wish == "auto"]))
+        for value, scale in zip(request.values, request.scales, strict=True):
+            self._check_scale(value, scale)
+        found = iter(self._retrieve([text for text, value in zip(prompts, request.values, strict=True) if value == "auto"]))
         decisions = []
-        for i, (text, wish, scale) in enumerate(zip(prompts, wishes.values, wishes.scales, strict=True)):
-            chosen = next(found) if wish == "auto" else self._honour_all(text, wish)
-            chosen = [(self._carried(d, p, scale, wishes.starts[i], wishes.ends[i]), p) for d, p in _with_conflicts(chosen)]
-            decisions += self._assigned(chosen, number, (*seeds[i], text_seed(text)), reservation)
+        for i, (text, value, scale) in enumerate(zip(prompts, request.values, request.scales, strict=True)):
+            selection = next(found) if value == "auto" else self._requested(value)
+            candidates = [
+                (self._carried(candidate, principle, scale, request.starts[i], request.ends[i]), principle)
+                for candidate, principle in _with_conflicts(selection.candidates)
+            ]
+            images = self._assign(candidates, text, number, (*seeds[i], text_seed(text)), reservation)
+            decisions += [ImageDecision(text, values, selection.reason, selection.text) for values in images]
         return decisions
 
-    def _carried(self, decision: ImageDecision, principle: ValuePrinciple | None, scale, start: float, end: float) -> ImageDecision:
-        """The decision with the encoder that carries it out, how strongly, and when."""
-        if decision.statement is None:
-            return decision
-        name = self._encoder_for(decision.statement, principle)
-        scale = self._scale_of(decision, scale) * self.scales.get(name, 1.0)
-        return replace(decision, encoder_name=name, scale=scale, start=start, end=end)
+    def _carried(self, value: AssignedValue, principle: ValuePrinciple | None, scale, start: float, end: float) -> AssignedValue:
+        """The value with the encoder that carries it out, how strongly, and when."""
+        name = self._encoder_for(value.statement, principle)
+        scale = self._scale_of(value, scale) * self.scales.get(name, 1.0)
+        return replace(value, encoder_name=name, scale=scale, start=start, end=end)
 
     def _encoder_for(self, statement: str, principle: ValuePrinciple | None) -> str:
         named = principle.encoder if principle is not None else None
@@ -120,12 +165,12 @@ class ValueChooser:
                     return name
         return next((name for name, words in known.items() if words is None), next(iter(known)))
 
-    def _check_scale(self, wish, scale) -> None:
+    def _check_scale(self, value, scale) -> None:
         """Raise ValueError where `scale` cannot be used, whether a value applies to the prompt or not."""
         if not isinstance(scale, Mapping):
             checked_scale(scale)
             return
-        given = [one.id for one in (wish if isinstance(wish, tuple) else (wish,)) if isinstance(one, ValuePrinciple)]
+        given = [one.id for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, ValuePrinciple)]
         ids = list(dict.fromkeys([*(principle.id for principle in self.principles), *given]))
         if unknown := [name for name in scale if name not in ids]:
             there = f"there are {', '.join(ids)}" if ids else "none are loaded"
@@ -133,110 +178,118 @@ class ValueChooser:
         for one in scale.values():
             checked_scale(one)
 
-    def _scale_of(self, decision: ImageDecision, scale) -> float:
-        return float(scale.get(decision.id, self.default_scale) if isinstance(scale, Mapping) else scale)
+    def _scale_of(self, value: AssignedValue, scale) -> float:
+        return float(scale.get(value.id, self.default_scale) if isinstance(scale, Mapping) else scale)
 
-    def _assigned(
-        self, chosen: list[Chosen], number: int, seed: Sequence[int], reservation: Reservation | None
-    ) -> list[ImageDecision]:
-        """The decision for each of a prompt's images: its directions, or whether it receives the plain token."""
-        if chosen[0][0].statement is None:
-            return [chosen[0][0]] * number
-        targets, plans = [], []
-        for decision, principle in chosen:
-            directions = principle.directions if principle is not None else {}
-            known = getattr(self.encoders[decision.encoder_name], "statements", None)
-            if directions and set(directions.values()) - set(known or ()):
-                rate = f"{principle.apply_rate:.0%} of the images get the plain token"
-                why = f"{decision.why}; the value encoder was not trained with its directions, so {rate}"
-                if principle.target:
-                    warn_once(
-                        logger, "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
-                    )
-                decision, directions = replace(decision, why=why), {}
-            if not directions and known is not None and decision.statement not in known:
-                warn_once(
-                    logger,
-                    "the value encoder was not trained with %r, so it may do nothing; it knows: %s. Use one of these words, or train an "
-                    "encoder with yours (livo train)",
-                    decision.statement,
-                    "; ".join(known),
-                )
-                decision = replace(decision, why=f"{decision.why}; the value encoder was not trained with these words")
-            decision = replace(decision, known=None if known is None else bool(directions) or decision.statement in known)
-            rate = 1.0 if principle is None else principle.apply_rate
-            if directions:
-                decision, shares = self._calibrated(decision, principle)
-            targets.append(shares if directions else {True: rate, False: 1 - rate})
-            plans.append((decision, directions))
+    def _assign(
+        self, candidates: list[Candidate], prompt: str, number: int, seed: Sequence[int], reservation: Reservation | None
+    ) -> list[tuple[AssignedValue, ...]]:
+        """The values of each of a prompt's images: their directions, or whether the image receives the plain token."""
+        if not candidates:
+            return [()] * number
+        prepared = [self._prepared(value, principle) for value, principle in candidates]
+        targets = [shares for _, _, shares in prepared]
         if reservation is None:
             rows = share_out(number, targets, seed)
         else:  # at scale 0 an image is given nothing
-            keys = [(d.prompt, d.id or d.statement) if d.scale > 0 else None for d, _ in plans]
+            keys = [(prompt, value.name) if value.scale > 0 else None for value, _, _ in prepared]
             rows = reservation.share_out(number, targets, seed, keys)
-        images = []
-        for classes in rows:
-            parts = [
-                replace(decision, statement=directions[name], direction=name, applied=decision.scale > 0)
+        return [
+            tuple(
+                replace(value, statement=directions[name], direction=name, applied=value.scale > 0)
                 if directions
-                else replace(decision, applied=bool(name and decision.scale > 0))
-                for (decision, directions), name in zip(plans, classes, strict=True)
-            ]
-            images.append(replace(parts[0], also=tuple(parts[1:])))
-        return images
+                else replace(value, applied=bool(name and value.scale > 0))
+                for (value, directions, _), name in zip(prepared, classes, strict=True)
+            )
+            for classes in rows
+        ]
 
-    def _calibrated(self, decision: ImageDecision, principle: ValuePrinciple) -> tuple[ImageDecision, dict[str, float]]:
+    def _prepared(self, value: AssignedValue, principle: ValuePrinciple | None) -> tuple[AssignedValue, Mapping[str, str], Shares]:
+        """A value, the directions that its encoder knows, and the share of the images for each direction or for the plain token."""
+        directions = principle.directions if principle is not None else {}
+        statements = getattr(self.encoders[value.encoder_name], "statements", None)
+        if principle is not None and directions and set(directions.values()) - set(statements or ()):
+            rate = f"{principle.apply_rate:.0%} of the images get the plain token"
+            why = f"{value.reason}; the value encoder was not trained with its directions, so {rate}"
+            if principle.target:
+                warn_once(
+                    logger, "%s: the value encoder was not trained with its directions, so its target is not met", principle.id
+                )
+            value, directions = replace(value, reason=why), {}
+        if not directions and statements is not None and value.statement not in statements:
+            warn_once(
+                logger,
+                "the value encoder was not trained with %r, so it may do nothing; it knows: %s. Use one of these words, or train an "
+                "encoder with yours (livo train)",
+                value.statement,
+                "; ".join(statements),
+            )
+            value = replace(value, reason=f"{value.reason}; the value encoder was not trained with these words")
+        value = replace(value, known=None if statements is None else bool(directions) or value.statement in statements)
+        if principle is not None and directions:
+            value, shares = self._calibrated(value, principle)
+            return value, directions, shares
+        rate = 1.0 if principle is None else principle.apply_rate
+        return value, {}, {True: rate, False: 1 - rate}
+
+    def _calibrated(self, value: AssignedValue, principle: ValuePrinciple) -> tuple[AssignedValue, dict[str, float]]:
         """The shares of a principle's directions: its target, or what meets it by the encoder's calibration."""
-        measured = getattr(self.encoders[decision.encoder_name], "calibrations", {}).get(principle.id)
-        if measured is None or set(measured["classes"]) != set(principle.directions) or decision.scale != 1:
-            return decision, principle.shares  # it was measured at the strength that was trained
+        measured = getattr(self.encoders[value.encoder_name], "calibrations", {}).get(principle.id)
+        if measured is None or set(measured["classes"]) != set(principle.directions) or value.scale != 1:
+            return value, principle.shares  # it was measured at the strength that was trained
         shares, miss = Calibration.from_dict(measured).shares(principle.shares)
-        why = f"{decision.why}; shares of the directions calibrated by {measured['judge']}"
+        why = f"{value.reason}; shares of the directions calibrated by {measured['judge']}"
         if miss > 0.05:
             why += f", which can come no nearer to the target than {miss:.0%} in its worst class"
             warn_once(logger, "%s: the encoder's directions miss the target by %.0f%% in its worst class", principle.id, 100 * miss)
-        return replace(decision, why=why), shares
+        return replace(value, reason=why), shares
 
-    def _retrieve(self, prompts: list[str]) -> list[list[Chosen]]:
-        """What the retriever chooses for each prompt."""
+    def _retrieve(self, prompts: list[str]) -> list[Selection]:
+        """What the retriever selects for each prompt."""
         if not prompts:
             return []
         if not self.encoders:
             warn_once(
                 logger, "no value encoder is loaded: these are the base pipeline's images (load_value_encoder, or value=None)"
             )
-            return [[(no_value(prompt, "no value encoder is loaded"), None)] for prompt in prompts]
+            return [Selection([], NO_ENCODER)] * len(prompts)
         if self.retriever is None:
             raise ValueError("value='auto' needs principles: call load_value_principles first, or pass value=None")
         by_id = {principle.id: principle for principle in self.principles}
-        batch = self.retriever.retrieve_batch(prompts)
-        return [[(ImageDecision.of(decision), by_id.get(decision.id)) for decision in found] for found in batch]
+        selections = []
+        for decisions in self.retriever.retrieve_batch(prompts):
+            found: list[Candidate] = [(AssignedValue.of(decision), by_id.get(decision.id)) for decision in decisions if decision.id]
+            selections.append(Selection(found, None if found else decisions[0].reason, decisions[0].text))
+        return selections
 
-    def _honour_all(self, prompt: str, wish) -> list[Chosen]:
-        """What was asked for by name: one value, or a tuple of values that act together."""
-        if not isinstance(wish, tuple):
-            return [self._honour(prompt, wish)]
-        chosen = [self._honour(prompt, one) for one in wish if one is not None and one != "auto"]
-        if not wish or len({decision.statement for decision, _ in chosen}) < len(wish):
-            raise ValueError(f"value is {wish!r}: a tuple names principles or statements that act together, each once")
-        return chosen
+    def _requested(self, wanted) -> Selection:
+        """What was requested by name: one value, a tuple of values that act together, or None."""
+        if wanted is None:
+            return Selection([], NO_VALUE)
+        if not isinstance(wanted, tuple):
+            return Selection([self._by_name(wanted)])
+        candidates = [self._by_name(one) for one in wanted if one is not None and one != "auto"]
+        if not wanted or len({value.statement for value, _ in candidates}) < len(wanted):
+            raise ValueError(f"value is {wanted!r}: a tuple names principles or statements that act together, each once")
+        return Selection(candidates)
 
-    def _honour(self, prompt: str, wish: str | ValuePrinciple | None) -> Chosen:
-        """The same for a value that was asked for by name."""
-        if wish is None:
-            return no_value(prompt, "value=None"), None
+    def _by_name(self, wanted: str | ValuePrinciple) -> Candidate:
+        """A value that was requested by its principle, its id, or its statement."""
         if not self.encoders:
-            raise ValueError(f"value={wish!r} needs a value encoder: call load_value_encoder first, or pass value=None")
-        if not isinstance(wish, (str, ValuePrinciple)):
-            raise ValueError(f"value is {wish!r}: give 'auto', a principle's id, a statement, or None")
+            raise ValueError(f"value={wanted!r} needs a value encoder: call load_value_encoder first, or pass value=None")
+        if not isinstance(wanted, (str, ValuePrinciple)):
+            raise ValueError(f"value is {wanted!r}: give 'auto', a principle's id, a statement, or None")
         by_name = {p.statement: p for p in self.principles} | {p.id: p for p in self.principles}
-        wish = by_name.get(wish, wish) if isinstance(wish, str) else wish
-        if isinstance(wish, ValuePrinciple):
-            return ImageDecision(prompt, wish.id, wish.statement, None, None, None, f"{wish.id} was asked for"), wish
-        if not wish.strip() or wish.lower() in RESERVED:
-            raise ValueError(f"value is {wish!r}: give 'auto', a principle's id or a statement, or None for the base pipeline")
-        refuse_unknown_id(wish, self.principles)
-        return ImageDecision(prompt, None, wish, None, None, None, "the statement was asked for"), None
+        found = by_name.get(wanted, wanted) if isinstance(wanted, str) else wanted
+        if isinstance(found, ValuePrinciple):
+            return AssignedValue(found.id, found.statement, reason=f"{found.id} was asked for"), found
+        if not found.strip() or found.lower() in RESERVED:
+            raise ValueError(f"value is {found!r}: give 'auto', a principle's id or a statement, or None for the base pipeline")
+        refuse_unknown_id(found, self.principles)
+        return AssignedValue(None, found, reason="the statement was asked for"), None
+
+
+NO_VALUE, NO_ENCODER = "value=None", "no value encoder is loaded"  # reasons why an image is the base pipeline's
 
 
 def checked_scale(scale) -> float:
@@ -250,15 +303,10 @@ def checked_scale(scale) -> float:
     return number
 
 
-def no_value(prompt: str, why: str) -> ImageDecision:
-    """The decision to leave an image to the base pipeline."""
-    return ImageDecision(prompt, None, None, None, None, None, why)
-
-
-def _with_conflicts(chosen: list[Chosen]) -> list[Chosen]:
-    """Each decision with what works against it among the others; said aloud too."""
-    against: list[list[str]] = [[] for _ in chosen]
-    for (i, (_, one)), (j, (_, other)) in combinations(enumerate(chosen), 2):
+def _with_conflicts(candidates: list[Candidate]) -> list[Candidate]:
+    """Each value with what works against it among the others, which is also logged as a warning."""
+    against: list[list[str]] = [[] for _ in candidates]
+    for (i, (_, one)), (j, (_, other)) in combinations(enumerate(candidates), 2):
         if one is None or other is None:
             continue
         if one.kind != other.kind:
@@ -270,7 +318,7 @@ def _with_conflicts(chosen: list[Chosen]) -> list[Chosen]:
         warn_once(logger, "conflict: %s", what)
         against[i].append(what)
         against[j].append(what)
-    return [(replace(decision, conflicts=tuple(what)), p) for (decision, p), what in zip(chosen, against, strict=True)]
+    return [(replace(value, conflicts=tuple(what)), p) for (value, p), what in zip(candidates, against, strict=True)]
 
 
 def _one_each(given, prompts: Sequence[str], name: str, single) -> list:

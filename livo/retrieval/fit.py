@@ -14,7 +14,7 @@ from livo.retrieval.corpus.perturb import DISGUISES, WORDINGS
 from livo.retrieval.features import PROBE, FacetHeads, Reading, fit_heads
 from livo.retrieval.lexicon import OPEN, Lexicon
 from livo.retrieval.retriever import ValueRetriever
-from livo.retrieval.rules import ValueDecision, chosen
+from livo.retrieval.rules import ValueDecision, applicable
 
 NONE = "none"
 DEBIAS = "debias"
@@ -115,7 +115,7 @@ def measure(retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], words:
     decided, confidence = [], []
     for start in tqdm(range(0, len(prompts), BATCH), "deciding", unit="batch", disable=len(prompts) < 2 * BATCH):
         for considered in retriever.consider_batch([p.text for p in prompts[start : start + BATCH]], words):
-            decisions = chosen(considered)
+            decisions = applicable(considered)
             decided.append(decided_class(decisions))
             confidence.append(_confidence(considered))
     wanted = [wanted_class(p.facets) for p in prompts]

@@ -18,7 +18,7 @@ from livo.retrieval.exemplar_index import Entry, ExemplarIndex, Neighbour
 from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
 from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
 from livo.retrieval.normalizer import Normaliser, subject
-from livo.retrieval.rules import SAME, Read, ValueDecision, chosen, consider, explained, strongest
+from livo.retrieval.rules import SAME, PromptContext, ValueDecision, applicable, apply_rules, explained, strongest
 from livo.utils.arguments import strict
 from livo.utils.files import refuse_half, replacing, write_json
 from livo.utils.logs import warn_once
@@ -153,7 +153,7 @@ class ValueRetriever:
         for (principle, text), considered in zip(texts, leave_one_out, strict=True):
             applies, decision = considered[self.principles.index(principle)]
             if applies:
-                wrong.setdefault((text, decision.why), []).append(principle.id)
+                wrong.setdefault((text, decision.reason), []).append(principle.id)
         return notes + [
             f"counter-exemplar {text!r} of {' and '.join(ids)} would be decided wrongly if it were not listed: {why}; add more like it"
             for (text, why), ids in wrong.items()
@@ -161,8 +161,8 @@ class ValueRetriever:
 
     def explain(self, prompt: str) -> list[str]:
         """Lines for a reader: what was read, the facets, the neighbours, each principle's decision and what would change it."""
-        (read,) = self._read_all([prompt])
-        return explained(self.exemplars, read, subject(read.text))
+        (context,) = self._contexts([prompt])
+        return explained(self.exemplars, context, subject(context.text))
 
     # --- the heads ------------------------------------------------------------------------------------------------------
 
@@ -313,7 +313,8 @@ class ValueRetriever:
         return self.retrieve_batch([prompt])[0]
 
     def retrieve_batch(self, prompts: Sequence[str]) -> list[list[ValueDecision]]:
-        return [chosen(considered) for considered in self.consider_batch(prompts)]
+        """`retrieve` for each of the prompts."""
+        return [applicable(considered) for considered in self.consider_batch(prompts)]
 
     def consider_batch(
         self, prompts: Sequence[str], words: Lexicon | None = None, trust: bool = True
@@ -322,16 +323,16 @@ class ValueRetriever:
 
         Without `trust` an entry of the index that says the same as the prompt is left out, as if it had not been listed.
         """
-        found = self._read_all(prompts, words) if prompts else []
-        for read in found if not trust else ():
-            read.near[read.near >= 0.999] = -1.0
-        return [consider(self.exemplars, read) for read in found]
+        contexts = self._contexts(prompts, words) if prompts else []
+        for context in contexts if not trust else ():
+            context.similarities[context.similarities >= 0.999] = -1.0
+        return [apply_rules(self.exemplars, context) for context in contexts]
 
     def neighbours(self, prompt: str, k: int = 5) -> list[Neighbour]:
         """The k entries of the index that are nearest to a prompt, best first."""
         return self.exemplars.nearest(self.exemplars.similarities(self.read([prompt])[2].sentences)[0], k)
 
-    def _read_all(self, prompts: Sequence[str], words: Lexicon | None = None) -> list[Read]:
+    def _contexts(self, prompts: Sequence[str], words: Lexicon | None = None) -> list[PromptContext]:
         """What is known of each prompt. One that is longer than the embedding model's window is read in parts."""
         words = words or lexicon()
         texts = self._normalised(prompts)
@@ -340,11 +341,11 @@ class ValueRetriever:
         near = self.exemplars.similarities(reading.sentences)
         facets = self.heads.answers(reading) if self.heads else [{}] * len(reading)
         own = self._fitted.answers(self._with_facets(reading)) if self._fitted else [{}] * len(reading)
-        reads, start = [], 0
+        contexts, start = [], 0
         for prompt, text, found in zip(prompts, texts, parts, strict=True):
             rows = slice(start, start := start + len(found))
             answers = strongest(facets[rows])
             answers.update({name: max(answers[name], _SURE) for name in words.tags(text) if name in answers})
             whole = evidence[rows.start] if len(found) == 1 else words.read(text)
-            reads.append(Read(prompt, text, whole, near[rows].max(axis=0), answers, strongest(own[rows])))
-        return reads
+            contexts.append(PromptContext(prompt, text, whole, near[rows].max(axis=0), answers, strongest(own[rows])))
+        return contexts

@@ -1,4 +1,4 @@
-"""Whether a principle applies to a prompt that was read, and why: facets, exemplars, and what forbids it."""
+"""Rules: which principles apply to a prompt, and why. Facets and exemplars speak for a principle, others forbid it."""
 
 from __future__ import annotations
 
@@ -13,176 +13,188 @@ from livo.principles.principle import RISK, ValuePrinciple
 from livo.retrieval.exemplar_index import ExemplarIndex
 from livo.retrieval.lexicon import Evidence
 
-SAME = 0.95  # cosine from which two texts say the same: an exemplar or counter-exemplar speaks louder than a head
+SAME = 0.95  # cosine from which two texts say the same: an exemplar or counter-exemplar overrules a head
 
 
 @dataclass(frozen=True)
 class ValueDecision:
-    """What was decided for a prompt, or for one image of it, and why.
+    """What the retriever decided for a prompt about one principle, and why.
 
-    `id` and `statement` are None where no principle applies. `score` is the cosine similarity of the prompt to
-    `nearest_exemplar`, -1 to 1, and `threshold` the similarity from which exemplars alone decide. `probability` is the calibrated
-    probability that the principle applies, and `facets` those of the questions that led to it; both are None where exemplars
-    decide. `text` is what was read, after normalisation. `scale`, `applied` and `direction` are filled in by the pipeline: the
-    strength, whether this image received the value token, and the class that it was moved towards, where the principle has
-    directions. `also` holds the decisions of further principles on the same image.
+    Attributes:
+        prompt: The prompt as it was given.
+        id: The principle's id; None where no principle applies.
+        statement: The principle's statement; None where no principle applies.
+        score: Cosine similarity of the prompt to `nearest_exemplar`, -1 to 1.
+        threshold: The similarity from which exemplars alone decide.
+        nearest_exemplar: The exemplar that is most similar to the prompt.
+        reason: Why the principle applies, or why none does.
+        probability: Calibrated probability that the principle applies; None where exemplars decided.
+        facets: Probabilities of the facets that led to it; None where exemplars decided.
+        text: What was read: the prompt after normalisation.
     """
 
     prompt: str
     id: str | None
     statement: str | None
-    score: float | None
-    threshold: float | None
-    nearest_exemplar: str | None
-    why: str
-    scale: float | None = None
-    applied: bool = False
-    direction: str | None = None
-    also: tuple[ValueDecision, ...] = ()
+    score: float
+    threshold: float
+    nearest_exemplar: str
+    reason: str
     probability: float | None = None
     facets: Mapping[str, float] | None = None
     text: str | None = None
 
     def to_dict(self) -> dict:
+        """The decision as JSON-ready data."""
         return asdict(self)
 
 
-class Read(NamedTuple):
-    """All that is known of one prompt when a principle is considered."""
+class PromptContext(NamedTuple):
+    """All that is known of one prompt when a principle is considered.
+
+    Attributes:
+        prompt: The prompt as it was given.
+        text: The prompt after normalisation.
+        words: What the lexicon found in the text.
+        similarities: Cosine similarities (rows of the exemplar index,) of the prompt.
+        facets: Probability of each facet, by its head.
+        fitted: Probability of each principle that has a fitted head of its own, by id.
+    """
 
     prompt: str
     text: str
     words: Evidence
-    near: np.ndarray  # cosines to the rows of the index
+    similarities: np.ndarray
     facets: dict[str, float]
-    own: dict[str, float]  # by heads fitted for principles' ids
+    fitted: dict[str, float]
 
 
 def strongest(answers: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of several parts of a prompt: what any of them asks for or states, the prompt does."""
+    """For each facet the largest probability among the parts of a prompt: what one part says, the prompt says."""
     return {name: max(part[name] for part in answers) for name in answers[0]}
 
 
-def consider(exemplars: ExemplarIndex, read: Read) -> list[tuple[bool, ValueDecision]]:
+def apply_rules(exemplars: ExemplarIndex, context: PromptContext) -> list[tuple[bool, ValueDecision]]:
     """For each principle whether it applies, and the decision that says why or why not.
 
-    Risks come first, because other principles may be forbidden by them; the order given back is that of the file.
+    Risks are considered first, because a risk that applies can forbid other principles. The result has the order of the principles' file.
+
+    Args:
+        exemplars: The index of the principles' exemplars.
+        context: What is known of the prompt.
     """
     found, risks = {}, []
     for principle in sorted(exemplars.principles, key=lambda p: RISK in p.forbidden_by):
-        found[principle.id] = applies, decision = _consider(exemplars, principle, read, risks)
+        found[principle.id] = applies, _ = _apply_rules(exemplars, principle, context, risks)
         if applies and principle.kind == "detoxify":
-            risks.append((principle.id, decision.probability))
+            risks.append(principle.id)
     return [found[principle.id] for principle in exemplars.principles]
 
 
-def chosen(considered: list[tuple[bool, ValueDecision]]) -> list[ValueDecision]:
-    """The decisions of the principles that apply; one with id None, that of the nearest, where none does."""
+def applicable(considered: Sequence[tuple[bool, ValueDecision]]) -> list[ValueDecision]:
+    """The decisions of the principles that apply; where none does, one decision with id None that names the nearest principle."""
     found = [decision for applies, decision in considered if applies]
     if found:
-        passed = [d.id for applies, d in considered if not applies and d.why.endswith(_PASSED)]
+        passed = [d.id for applies, d in considered if not applies and d.id and d.reason.endswith(_PASSED)]
         if passed:
-            found[0] = replace(found[0], why=f"{found[0].why}; passed over for it: {', '.join(passed)}")
+            found[0] = replace(found[0], reason=f"{found[0].reason}; passed over for it: {', '.join(passed)}")
         return found
     nearest = max(
         (decision for _, decision in considered),
         key=lambda d: (d.probability is not None, d.probability if d.probability is not None else d.score - d.threshold),
     )
-    why = f"no principle applies; the nearest is {nearest.id}: {nearest.why}"
-    return [replace(nearest, id=None, statement=None, why=why)]
+    why = f"no principle applies; the nearest is {nearest.id}: {nearest.reason}"
+    return [replace(nearest, id=None, statement=None, reason=why)]
 
 
-def _consider(
-    exemplars: ExemplarIndex, principle: ValuePrinciple, read: Read, risks: list[tuple[str, float | None]]
+def _apply_rules(
+    exemplars: ExemplarIndex, principle: ValuePrinciple, context: PromptContext, risks: Sequence[str]
 ) -> tuple[bool, ValueDecision]:
-    best = max(exemplars.rows[principle.id][0], key=read.near.__getitem__)
-    decision = ValueDecision(
-        read.prompt,
-        principle.id,
-        principle.statement,
-        float(read.near[best]),
-        exemplars.thresholds[principle.id],
-        exemplars.entries[best].text,
-        "",
-        text=read.text,
-    )
-    if not any(c.isalnum() for c in read.text):
-        return False, replace(decision, why="the prompt has no words", probability=0.0)
-    said = _said(exemplars, principle, read)
-    calls = principle.called_by or ((principle.id,) if principle.id in read.facets else ())
-    if said is not None:
-        applies, why, probability = *said, None
-    elif principle.id in read.own:
-        probability = read.own[principle.id]
+    """The rules for one principle; `risks` are the ids of the risks that apply."""
+    best = max(exemplars.rows[principle.id][0], key=context.similarities.__getitem__)
+    score, threshold = float(context.similarities[best]), exemplars.thresholds[principle.id]
+    nearest = exemplars.entries[best].text
+    decision = ValueDecision(context.prompt, principle.id, principle.statement, score, threshold, nearest, "", text=context.text)
+    if not any(c.isalnum() for c in context.text):
+        return False, replace(decision, reason="the prompt has no words", probability=0.0)
+    listed = match_listed(exemplars, principle, context)
+    calls = principle.called_by or ((principle.id,) if principle.id in context.facets else ())
+    probability = None
+    if listed is not None:
+        applies, why = listed
+    elif principle.id in context.fitted:
+        probability = context.fitted[principle.id]
         applies, why = probability >= 0.5, f"its own head gives {probability:.2f}"
-    elif calls and all(name in read.facets for name in calls):
-        name = max(calls, key=read.facets.__getitem__)
-        probability = read.facets[name]
-        applies, why = probability >= 0.5, f"{name} {probability:.2f}{because(name, read.words)}"
+    elif calls and all(name in context.facets for name in calls):
+        name = max(calls, key=context.facets.__getitem__)
+        probability = context.facets[name]
+        applies, why = probability >= 0.5, f"{name} {probability:.2f}{quoted_word(name, context.words)}"
     else:
-        applies, decision = _by_exemplars(exemplars, principle, read, decision)
-        probability, why = None, decision.why
-    shown = {name: read.facets[name] for name in (*calls, *principle.forbidden_by) if name in read.facets}
-    forbidding = _forbidding(exemplars.principles, principle, read, risks) if principle.id not in read.own else []
-    if not forbidding:
-        return applies, replace(decision, why=why, probability=probability, facets=shown or None)
-    name, strongest, text = max(forbidding, key=lambda item: item[1])
+        applies, decision = _by_exemplars(exemplars, principle, context, decision)
+        why = decision.reason
+    shown = {name: context.facets[name] for name in (*calls, *principle.forbidden_by) if name in context.facets}
+    forbidding = [] if principle.id in context.fitted else _forbidding(exemplars.principles, principle, context, risks)
+    if forbidding:
+        applies, why, probability = _weigh(applies, why, probability, forbidding)
+    return applies, replace(decision, reason=why, probability=probability, facets=shown or None)
+
+
+def _weigh(
+    applies: bool, why: str, probability: float | None, forbidding: Sequence[tuple[str, float, str]]
+) -> tuple[bool, str, float | None]:
+    """Whether a principle still applies, why, and with which probability, given the facets that forbid it."""
+    name, most, text = max(forbidding, key=lambda item: item[1])
     if probability is not None:  # that what calls holds, and none of what forbids: taken as independent
         probability *= float(np.prod([1 - p for _, p, _ in forbidding]))
-    if strongest >= 0.5:
-        text = f"{text}, so it is left alone" if name != RISK else f"{text} {_PASSED}" if applies else why
-        applies, why = False, text
-    elif applies and probability is not None and probability < 0.5:
+    if most >= 0.5:
+        if name != RISK:
+            return False, f"{text}, so it is left alone", probability
+        return False, f"{text} {_PASSED}" if applies else why, probability
+    if applies and probability is not None and probability < 0.5:
         doubts = ", ".join(f"{name} {p:.2f}" for name, p, _ in forbidding if p >= 0.05)
-        applies, why = False, f"{why}; {doubts} speak against it together, so it is left alone"
-    elif probability is not None:
-        why += f"; {name} only {strongest:.2f}"
-    return applies, replace(decision, why=why, probability=probability, facets=shown or None)
+        return False, f"{why}; {doubts} speak against it together, so it is left alone", probability
+    return applies, why if probability is None else f"{why}; {name} only {most:.2f}", probability
 
 
-def _said(exemplars: ExemplarIndex, principle: ValuePrinciple, read: Read) -> tuple[bool, str] | None:
-    """What an exemplar or counter-exemplar decides that says the same as the prompt."""
-    best = max(exemplars.listed[principle.id], key=read.near.__getitem__)
-    if read.near[best] < SAME:
+def match_listed(exemplars: ExemplarIndex, principle: ValuePrinciple, context: PromptContext) -> tuple[bool, str] | None:
+    """Whether a principle applies, and why, where one of its exemplars or counter-exemplars says the same as the prompt; else None."""
+    best = max(exemplars.listed[principle.id], key=context.similarities.__getitem__)
+    if context.similarities[best] < SAME:
         return None
     entry = exemplars.entries[best]
     kind = "exemplar" if entry.exemplar else "counter-exemplar"
-    return entry.exemplar, f"it says the same as {kind} {entry.text!r} ({read.near[best]:.2f})"
+    return entry.exemplar, f"it says the same as {kind} {entry.text!r} ({context.similarities[best]:.2f})"
 
 
 def _forbidding(
-    principles: Sequence[ValuePrinciple], principle: ValuePrinciple, read: Read, risks: list[tuple[str, float | None]]
+    principles: Sequence[ValuePrinciple], principle: ValuePrinciple, context: PromptContext, risks: Sequence[str]
 ) -> list[tuple[str, float, str]]:
-    """The facets that forbid a principle: their names, their probabilities, and how to say each."""
+    """The facets that forbid a principle: the name of each, its probability, and the reason in words."""
     found = []
     for name in principle.forbidden_by:
         if name == RISK:
-            known = [read.facets[p.id] for p in principles if p.kind == "detoxify" and p.id in read.facets]
+            known = [context.facets[p.id] for p in principles if p.kind == "detoxify" and p.id in context.facets]
             probability = 1.0 if risks else min(0.49, max(known, default=0.0))
-            found.append((name, probability, f"{risks[0][0] if risks else 'a risk'} applies"))
-        elif name in read.facets:
-            words = because(name, read.words)
-            found.append(
-                (
-                    name,
-                    read.facets[name],
-                    f"the prompt states {_STATED.get(name, name)}{words} ({name} {read.facets[name]:.2f})",
-                )
-            )
+            found.append((name, probability, f"{risks[0] if risks else 'a risk'} applies"))
+        elif name in context.facets:
+            probability = context.facets[name]
+            stated = f"{_STATED.get(name, name)}{quoted_word(name, context.words)}"
+            found.append((name, probability, f"the prompt states {stated} ({name} {probability:.2f})"))
         elif name in ("gender", "race"):
-            stated = read.words.stated()
-            found.append((name, float(stated is not None), f"the prompt states {stated!r}"))
+            word = context.words.stated()
+            found.append((name, float(word is not None), f"the prompt states {word!r}"))
     return found
 
 
 def _by_exemplars(
-    exemplars: ExemplarIndex, principle: ValuePrinciple, read: Read, decision: ValueDecision
+    exemplars: ExemplarIndex, principle: ValuePrinciple, context: PromptContext, decision: ValueDecision
 ) -> tuple[bool, ValueDecision]:
+    """Whether the prompt is nearer to the principle's exemplars than to what speaks against it, and the decision with the reason."""
     own, against = exemplars.rows[principle.id]
-    similarity, threshold = read.near, decision.threshold
-    keyword = next((word for word in principle.keywords if has_word(read.text, word)), None)
+    similarity, threshold = context.similarities, decision.threshold
+    keyword = next((word for word in principle.keywords if has_word(context.text, word)), None)
     sharing = [i for i in own if keyword and has_word(exemplars.entries[i].text, keyword)]
-    if sharing:
+    if keyword is not None and sharing:
         own, threshold = sharing, -1.0
         against = [i for i in against if not exemplars.entries[i].exemplar and has_word(exemplars.entries[i].text, keyword)]
     best = max(own, key=similarity.__getitem__)
@@ -199,57 +211,67 @@ def _by_exemplars(
         why, applies = f"it has the word {keyword!r}, in the sense of exemplar {exemplar!r} at {score:.2f}", True
     else:
         why, applies = f"exemplar {exemplar!r} at {score:.2f} reaches the threshold {threshold:.2f}", True
-    return applies, replace(decision, score=score, threshold=threshold, nearest_exemplar=exemplar, why=why)
+    return applies, replace(decision, score=score, threshold=threshold, nearest_exemplar=exemplar, reason=why)
 
 
 def would_change(principle: ValuePrinciple, decision: ValueDecision, applies: bool) -> str:
-    """What would have to be different for the other decision."""
-    forbidden = [n for n in principle.forbidden_by if (decision.facets or {}).get(n, 0) >= 0.5]
+    """What would have to be different for the opposite decision.
+
+    Args:
+        principle: The principle that was considered.
+        decision: What was decided about it.
+        applies: Whether it applies.
+    """
+    facets = decision.facets or {}
+    forbidden = [n for n in principle.forbidden_by if facets.get(n, 0) >= 0.5]
     if decision.probability is None and not forbidden:
         change = "not apply if the prompt were farther from" if applies else "apply if the prompt were nearer to"
         listed = "a counter-exemplar" if applies else "an exemplar"
         return f"it would {change} {decision.nearest_exemplar!r}, or {listed} said the same"
-    facets = decision.facets or {}
     calls = [name for name in facets if name not in principle.forbidden_by]
     if applies:
         against = " or ".join(principle.forbidden_by) or "a counter-exemplar"
         return f"it would not apply if {' and '.join(calls) or 'its head'} fell below 0.5, or {against} spoke against it"
     wrong = [f"{name} rose from {facets[name]:.2f} to 0.5" for name in calls if facets[name] < 0.5]
     wrong += [f"{name} fell from {facets[name]:.2f} below 0.5" for name in forbidden]
-    if not wrong and not decision.why.endswith(_PASSED):
+    if not wrong and not decision.reason.endswith(_PASSED):
         wrong = ["what speaks against it together became less"]
     return f"it would apply if {' and '.join(wrong) or 'no risk came before it'}"
 
 
-def explained(exemplars: ExemplarIndex, read: Read, subject: str) -> list[str]:
-    """Lines for a reader of what was decided and why; `subject` is the part of the text that was embedded."""
-    considered = consider(exemplars, read)
-    lines = [read.prompt[:300], f"  read as     {subject[:300]!r}"]
-    lines += [f"  facet       {name:8} {p:.3f}{because(name, read.words)}" for name, p in read.facets.items()]
-    for near in exemplars.nearest(read.near, 5):
+def explained(exemplars: ExemplarIndex, context: PromptContext, subject: str) -> list[str]:
+    """Lines for a reader: what was read, the facets, the nearest entries, and each principle's decision.
+
+    Args:
+        exemplars: The index of the principles' exemplars.
+        context: What is known of the prompt.
+        subject: The part of the text that was embedded.
+    """
+    considered = apply_rules(exemplars, context)
+    lines = [context.prompt[:300], f"  read as     {subject[:300]!r}"]
+    lines += [f"  facet       {name:8} {p:.3f}{quoted_word(name, context.words)}" for name, p in context.facets.items()]
+    for near in exemplars.nearest(context.similarities, 5):
         what = "everyday prompt" if near.owner is None else f"{'exemplar' if near.exemplar else 'counter-exemplar'} of {near.owner}"
         lines.append(f"  neighbour   {near.score:.3f} {near.text!r}, {what}")
     for principle, (applies, d) in zip(exemplars.principles, considered, strict=True):
-        sure = (
-            f"p {d.probability:.3f} of 0.5"
-            if d.probability is not None
-            else f"score {d.score:.3f}, " + (f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword")
-        )
-        lines.append(f"  {d.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.why}")
+        threshold = f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword"
+        sure = f"score {d.score:.3f}, {threshold}" if d.probability is None else f"p {d.probability:.3f} of 0.5"
+        lines.append(f"  {principle.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.reason}")
         lines.append(f"  {'':24} {would_change(principle, d, applies)}")
-    return [*lines, f"  decision    {', '.join(d.id or 'none' for d in chosen(considered))}"]
+    return [*lines, f"  decision    {', '.join(d.id or 'none' for d in applicable(considered))}"]
 
 
 _PASSED = "and comes first"
 _STATED = {"gender": "a gender", "race": "a race or nationality", "named": "who it is"}
 
 
-def because(name: str, words: Evidence) -> str:
+def quoted_word(facet: str, words: Evidence) -> str:
+    """The word in the prompt that shows a facet, as " ('doctor')"; empty where there is none."""
     kinds = {"race": ("race of a person",), "person": ("occupation", "people"), "named": ("named", "capitalised name")}
-    found = [word for kind in kinds.get(name, (name, f"{name} hint")) for word in words.found.get(kind, ())]
+    found = [word for kind in kinds.get(facet, (facet, f"{facet} hint")) for word in words.found.get(kind, ())]
     return f" ({found[0]!r})" if found else ""
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether `word` stands in `text` as a whole word, in any case."""
+    """Whether `word` is in `text` as a whole word, in any case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None

@@ -24,9 +24,9 @@ def test_generate_writes_the_grid_and_the_record_beside_and_inside_it(tmp_path, 
     with Image.open(output) as image:
         inside = json.loads(image.text["livo"])
     beside = json.loads(output.with_suffix(".json").read_text())
-    assert inside == beside and [row["id"] for row in beside] == ["gender_equality"] * 2
-    assert {row["direction"] for row in beside} == {"male", "female"} and beside[0]["seed"] == 0
-    assert {row["also"][0]["id"] for row in beside} == {"racial_equality"}
+    assert inside == beside and [row["values"][0]["id"] for row in beside] == ["gender_equality"] * 2
+    assert {row["values"][0]["direction"] for row in beside} == {"male", "female"} and beside[0]["seed"] == 0
+    assert {row["values"][1]["id"] for row in beside} == {"racial_equality"}
     assert "token on 2 of 2 images" in capsys.readouterr().out
 
 
@@ -165,7 +165,7 @@ def test_a_target_is_asked_assigned_measured_and_drawn(tmp_path, capsys):
     assert main([*common, "-o", str(plain)]) == 0
     assert main([*common, "--target", f"{census}#here", "--compare", "-o", str(output)]) == 0
     record = json.loads(output.with_suffix(".json").read_text())
-    assert [row["direction"] for row in record].count("female") == 3
+    assert [row["values"][0]["direction"] for row in record].count("female") == 3
     printed = capsys.readouterr().out
     assert "asked  75%" in printed and "assigned  75%" in printed and "as the judge reads it" in printed
     own = tmp_path / "own.yaml"  # it has no construct section, but the judge knows the classes

@@ -48,6 +48,8 @@ RECORDS = {
     "nested objects": record('{"a":' * 10_000 + "1" + "}" * 10_000),
     "conflicts a number": record('{"prompt": "a", "conflicts": 3}'),
     "also a number": record('[{"prompt": "a", "also": [3]}]'),
+    "a value that is a number": record('[{"prompt": "a", "values": [3]}]'),
+    "values that are a text": record('[{"prompt": "a", "values": "x"}]'),
     "a huge number": record('[{"prompt": "a", "seed": ' + "9" * 5000 + "}]"),
     "not a number": record('[{"prompt": "a", "score": NaN}]'),
     "half a character": record('[{"prompt": "\\ud800"}]'),

@@ -73,7 +73,7 @@ def test_a_prompt_that_takes_several_calls_still_meets_its_shares_with_other_noi
     methods = [Method("livo", value="gender_equality"), Method("base")]
     list(evaluate(papertown, methods, PROMPTS[:1], [judge], tmp_path, settings))
     livo, base = (gather(tmp_path, method, PROMPTS[:1], [judge], settings) for method in methods)
-    assert sorted(d["direction"] for d in livo.decisions[0]) == ["female"] * 4 + ["male"] * 4
+    assert sorted(d["values"][0]["direction"] for d in livo.decisions[0]) == ["female"] * 4 + ["male"] * 4
     assert len(set(base.digests[0])) == 8
 
 

@@ -84,7 +84,7 @@ def test_ranges_and_strengths_differ_within_a_batch_as_in_single_runs(pipe):
     )
     for image, single in zip(out.images, singles, strict=True):
         np.testing.assert_allclose(image, single, atol=2e-4)
-    assert [(d.start, d.end, d.scale) for d in out.decisions] == settings
+    assert [(d.values[0].start, d.values[0].end, d.values[0].scale) for d in out.decisions] == settings
 
 
 def test_a_callers_callback_still_works_beside_a_range(pipe):
@@ -129,10 +129,11 @@ def test_values_that_work_against_each_other_are_reported(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         decision = pipe(DOCTOR, value=("gender_equality", "bloody"), **FAST).decisions[0]
     assert "gender_equality and bloody share the attention" in caplog.text
-    assert decision.conflicts == decision.also[0].conflicts == (decision.conflicts[0],)
+    first, second = decision.values
+    assert first.conflicts == second.conflicts and len(first.conflicts) == 1
     decision = pipe(DOCTOR, value=("gender_equality", "gender_too"), **FAST).decisions[0]
-    assert decision.conflicts == ("gender_equality and gender_too both decide about female, male",)
-    assert pipe(DOCTOR, value=("bloody", "any words"), **FAST).decisions[0].conflicts == ()
+    assert decision.values[0].conflicts == ("gender_equality and gender_too both decide about female, male",)
+    assert pipe(DOCTOR, value=("bloody", "any words"), **FAST).decisions[0].values[0].conflicts == ()
 
 
 @pytest.mark.parametrize("twice", [("bloody", BLOODY), ("bloody", "bloody"), (PRINCIPLES[0], PRINCIPLES[0].id)])

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from livo import LiVOPipeline
 from livo.cli.main import main
-from livo.pipelines.decision_record import read_record, save_images
+from livo.pipelines.decision_record import current_record, read_record, save_images
 from livo.training.config import TrainingConfig
 from livo.training.model_card import weights_card
 from livo.utils.hashing import weights_hash
@@ -20,7 +20,8 @@ from livo.utils.versions import known_bad, versions
 from tests.conftest import WordEmbedder
 
 WARRIOR, DOCTOR, CAT = "a bloody warrior", "a photo of a doctor", "a cat"
-RECORDED = {"prompt", "id", "statement", "score", "threshold", "nearest_exemplar", "scale", "applied", "why", "encoder", "seed"}
+RECORDED = {"prompt", "values", "reason", "seed", "image", "settings"}
+OF_A_VALUE = {"id", "statement", "score", "threshold", "nearest_exemplar", "scale", "applied", "reason", "encoder"}
 
 
 def draw(pipe, prompt, number=1, **kwargs):
@@ -37,11 +38,16 @@ def test_every_image_is_saved_with_its_own_record_and_read_back(pipe, tmp_path, 
     records = [read_record(file)[0] for file in files]
     assert records == json.loads(json.dumps([decision.to_dict() for decision in out.decisions]))
     assert all(record.keys() >= RECORDED for record in records)
-    assert [r["id"] for r in records] == ["gender_equality"] * 2 + ["bloody"] * 2 + [None] * 2
-    assert sorted(r["applied"] for r in records[:2]) == [False, True]
-    blood = records[2]
-    assert (blood["scale"], blood["start"], blood["end"], blood["seed"], blood["image"]) == (0.7, 0.0, 0.8, 11, 2)
-    assert blood["encoder"] == weights_hash(pipe.value_encoder) and records[4]["encoder"] is None
+    values = [value for record in records for value in record["values"]]
+    assert all(value.keys() >= OF_A_VALUE for value in values)
+    assert [value["id"] for value in values] == ["gender_equality"] * 2 + ["bloody"] * 2 and records[4]["values"] == []
+    assert [record["reason"] is None for record in records] == [True] * 4 + [False] * 2
+    assert sorted(value["applied"] for value in values[:2]) == [False, True]
+    blood = values[2]
+    assert (
+        (blood["scale"], blood["start"], blood["end"]) == (0.7, 0.0, 0.8) and records[2]["seed"] == 11 and records[2]["image"] == 2
+    )
+    assert blood["encoder"] == weights_hash(pipe.value_encoder)
     for image, file in zip(out.images, files, strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(file)))
     assert main(["inspect", *map(str, files)]) == 0
@@ -50,7 +56,7 @@ def test_every_image_is_saved_with_its_own_record_and_read_back(pipe, tmp_path, 
         word in text for word in (str(files[0]), "bloody: received the token", "without the token", blood["encoder"], "seed 11")
     )
     assert main(["inspect", str(files[2]), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [blood]
+    assert json.loads(capsys.readouterr().out) == [records[2]]
 
 
 def test_a_record_tells_how_to_draw_the_image_again(pipe, tmp_path):
@@ -58,8 +64,8 @@ def test_a_record_tells_how_to_draw_the_image_again(pipe, tmp_path):
     record = read_record(save_images(out, tmp_path)[0])[0]
     again = pipe(
         record["prompt"],
-        value=record["statement"],
-        value_scale=record["scale"],
+        value=record["values"][0]["statement"],
+        value_scale=record["values"][0]["scale"],
         generator=torch.Generator().manual_seed(record["seed"]),
         num_inference_steps=2,
     )
@@ -164,6 +170,47 @@ def test_a_record_of_an_older_version_is_still_read(tmp_path, capsys):
     assert "gender_equality: received the token; asked" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path)]) == 0
     assert "gender_equality > female  4     0123456789ab  yes" in capsys.readouterr().out
+    first, sheet = read_record(tmp_path / "old.png")
+    assert sheet == {"what": "a sheet"} and first["seed"] == 4 and first["reason"] is None and "also" not in first
+    assert [(v["id"], v["direction"], v["scale"], v["reason"]) for v in first["values"]] == [
+        ("gender_equality", "female", 1.0, "asked")
+    ]
+
+
+def test_an_old_record_of_two_values_or_of_none_is_converted():
+    second = {
+        "prompt": CAT,
+        "id": "tones",
+        "statement": "tones, towards a",
+        "why": "both",
+        "applied": True,
+        "encoder": "0f",
+        "also": [],
+    }
+    first = second | {
+        "id": None,
+        "statement": "calm",
+        "why": "asked",
+        "applied": False,
+        "also": [second],
+        "settings": {"model": {}},
+    }
+    found = current_record(first)
+    assert [(v["id"], v["statement"], v["applied"], v["reason"]) for v in found["values"]] == [
+        (None, "calm", False, "asked"),
+        ("tones", "tones, towards a", True, "both"),
+    ]
+    assert found.keys() == {"prompt", "settings", "values", "reason"} and current_record(found) == found
+    nothing = {
+        "prompt": CAT,
+        "id": None,
+        "statement": None,
+        "score": 0.1,
+        "why": "no principle applies",
+        "also": [],
+        "applied": False,
+    }
+    assert current_record(nothing) == {"prompt": CAT, "values": [], "reason": "no principle applies"}
 
 
 # --- livo env -------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_from_pipe_of_a_class_without_values_is_refused_and_the_remedy_works(pip
     pipe.set_value_scale(0.6)
     ours = quiet(livo.aligned(StableDiffusionImg2ImgPipeline).from_pipe(pipe))
     assert ours.value_encoder is pipe.value_encoder and ours.principles == PRINCIPLES and ours.value_scale == 0.6
-    assert ours(WARRIOR, image=picture, num_inference_steps=3, output_type="np").decisions[0].applied
+    assert ours(WARRIOR, image=picture, num_inference_steps=3, output_type="np").decisions[0].applied_values
     theirs = quiet(StableDiffusionImg2ImgPipeline.from_pipe(base))
     assert np.array_equal(draw(ours, WARRIOR, image=picture, value=None), draw(theirs, WARRIOR, image=picture))
     pipe.unload_value_encoder()  # nothing to lose now
@@ -173,7 +173,7 @@ def test_a_statement_that_the_encoder_was_not_trained_with_is_warned_of_under_au
     pipe.value_encoder.config.value_statements = ["gender equality"]
     out = pipe(WARRIOR, **FAST)
     assert "not trained with 'bloody considered inappropriate'" in said.text and "livo train" in said.text
-    assert "not trained with these words" in out.decisions[0].why
+    assert "not trained with these words" in out.decisions[0].values[0].reason
 
 
 def test_another_unet_put_in_later_is_hooked_too(pipe, tiny_checkpoint):

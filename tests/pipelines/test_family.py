@@ -67,7 +67,7 @@ def test_the_token_acts_on_conditional_rows_alone(request, which):
     pipe.retriever._embedder = WordEmbedder()
     assert np.array_equal(draw(pipe, inputs, value=None)[0], expected)
     on, decisions = draw(pipe, inputs)
-    assert decisions[0].applied and np.abs(on - expected).max() > 1e-3
+    assert decisions[0].applied_values and np.abs(on - expected).max() > 1e-3
     masked, _ = draw(pipe, inputs, value_scale=1e-30)
     assert np.abs(masked - expected).max() < 0.1 * np.abs(on - expected).max()
 
@@ -188,7 +188,7 @@ def test_a_class_that_loses_the_token_on_the_way_is_told_so(base, cls, inputs, w
     pipe = user_class(cls, base)
     with pytest.raises(ValueError, match=words):
         draw(pipe, inputs)
-    assert pipe._plan is None and draw(pipe, inputs, value=None)[1][0].why == "value=None"
+    assert pipe._plan is None and draw(pipe, inputs, value=None)[1][0].reason == "value=None"
 
 
 def test_a_token_of_one_row_that_no_layer_saw_is_an_error(pipe, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_class_that_tells_no_steps_refuses_a_range_of_steps(base):
             return super().__call__(prompt, None, None, num_inference_steps, output_type=output_type, generator=generator)
 
     pipe = user_class(Steps, base)
-    assert draw(pipe, {})[1][0].applied
+    assert draw(pipe, {})[1][0].applied_values
     with pytest.raises(
         ValueError, match="value_start and value_end need a pipeline with callback_on_step_end, which LiVOSteps lacks"
     ):

@@ -53,10 +53,10 @@ def test_each_value_is_carried_out_by_the_encoder_that_knows_it(both):
     first, mine = both.value_encoder, both.value_encoders["mine"]
     for value, name, encoder in (("bloody", "default", first), ("kindness", "mine", mine), (BLOODY, "default", first)):
         out = draw(both, value=value)
-        (decision,) = out.decisions
-        assert (decision.encoder_name, decision.encoder, decision.known) == (name, weights_hash(encoder), True)
-        assert decision.applied and np.array_equal(out.images, alone(both, encoder, value))
-    assert draw(both).decisions[0].encoder_name == "default"
+        ((found,),) = (decision.values for decision in out.decisions)
+        assert (found.encoder_name, found.encoder, found.known) == (name, weights_hash(encoder), True)
+        assert found.applied and np.array_equal(out.images, alone(both, encoder, value))
+    assert draw(both).decisions[0].values[0].encoder_name == "default"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_each_value_is_carried_out_by_the_encoder_that_knows_it(both):
 def test_the_rule_that_chooses_an_encoder(pipe, statements, named, value, expected):
     pipe.value_encoder.config.value_statements = statements["default"]
     pipe.load_value_encoder(encoder_of(pipe, 5, statements["mine"]), name="mine")
-    (decision,) = draw(pipe, value=ValuePrinciple(id="own", statement=value, encoder=named)).decisions
-    assert decision.encoder_name == expected and decision.encoder == weights_hash(pipe.value_encoders[expected])
+    (found,) = draw(pipe, value=ValuePrinciple(id="own", statement=value, encoder=named)).decisions[0].values
+    assert found.encoder_name == expected and found.encoder == weights_hash(pipe.value_encoders[expected])
 
 
 def test_an_encoder_that_knows_all_directions_comes_before_one_that_knows_the_statement(pipe):
@@ -85,7 +85,8 @@ def test_an_encoder_that_knows_all_directions_comes_before_one_that_knows_the_st
     pipe.value_encoder.config.value_statements = ["gender equality"]
     pipe.load_value_encoder(encoder_of(pipe, 5, ["gender equality", *towards.values()]), name="mine")
     out = draw(pipe, DOCTOR, value=principle, num_images_per_prompt=2)
-    assert {d.encoder_name for d in out.decisions} == {"mine"} and {d.direction for d in out.decisions} == {"male", "female"}
+    values = [value for decision in out.decisions for value in decision.values]
+    assert {v.encoder_name for v in values} == {"mine"} and {v.direction for v in values} == {"male", "female"}
 
 
 def test_an_encoder_that_is_named_and_not_loaded_is_an_error_with_the_remedy(both):
@@ -101,8 +102,9 @@ def test_an_encoder_that_is_named_and_not_loaded_is_an_error_with_the_remedy(bot
 def test_a_record_tells_known_words_from_unknown_ones(pipe, tmp_path, words, known):
     pipe.value_encoder.config.value_statements = words
     out = pipe(WARRIOR, value="bloody", num_inference_steps=1)
-    assert out.decisions[0].applied and out.decisions[0].known is known
-    (entry,) = read_record(save_images(out, tmp_path)[0])
+    (value,) = out.decisions[0].values
+    assert value.applied and value.known is known
+    (entry,) = read_record(save_images(out, tmp_path)[0])[0]["values"]
     assert entry["applied"] is True and entry["known"] is known and entry["encoder_name"] == "default"
 
 
@@ -111,13 +113,13 @@ def test_a_value_of_scale_zero_is_not_applied_whoever_sets_it(pipe, base, off):
     pipe.set_value_scale(off.pop("encoder", 1), encoder="default")
     out = draw(pipe, **{"value": "bloody", **off})
     expected = base(WARRIOR, generator=seeded(), num_inference_steps=2, output_type="np").images
-    assert not out.decisions[0].applied and np.array_equal(out.images, expected)
+    assert not out.decisions[0].applied_values and np.array_equal(out.images, expected)
 
 
 def test_two_values_of_different_encoders_act_together(both, base):
     plain = base(WARRIOR, generator=seeded(), num_inference_steps=2, output_type="np").images
     out = draw(both, value=("bloody", "kindness"))
-    first, (second,) = out.decisions[0], out.decisions[0].also
+    first, second = out.decisions[0].values
     assert (first.encoder_name, second.encoder_name) == ("default", "mine") and first.applied and second.applied
     assert first.encoder != second.encoder and second.encoder == weights_hash(both.value_encoders["mine"])
     images = [out.images, plain, *(draw(both, value=value).images for value in ("bloody", "kindness"))]
@@ -139,9 +141,9 @@ def test_the_scale_of_an_encoder_multiplies_that_of_the_call(both):
     both.set_value_scale(0.5, encoder="mine")
     assert both.value_encoder_scales == {"default": 1.0, "mine": 0.5}
     out = draw(both, value="kindness", value_scale=0.8)
-    assert out.decisions[0].scale == pytest.approx(0.4)
+    assert out.decisions[0].values[0].scale == pytest.approx(0.4)
     bloody = draw(both, value="bloody")
-    assert bloody.decisions[0].scale == 1.0
+    assert bloody.decisions[0].values[0].scale == 1.0
     both.set_value_scale(1, encoder="mine")
     assert np.array_equal(out.images, draw(both, value="kindness", value_scale=0.4).images)
     for wrong in ({"scale": 1, "encoder": "other"}, {"scale": -1, "encoder": "mine"}):
@@ -155,7 +157,7 @@ def test_unloading_one_leaves_the_other_and_unloading_all_gives_the_base(both, b
     both.unload_value_encoder("default")
     assert list(both.value_encoders) == ["mine"] and both.value_encoder is None
     assert np.array_equal(draw(both, value="kindness").images, expected)
-    assert draw(both).decisions[0].known is False  # mine was not trained with it
+    assert draw(both).decisions[0].values[0].known is False  # mine was not trained with it
     with pytest.raises(ValueError, match="no value encoder 'default' is loaded: there are mine"):
         both.unload_value_encoder("default")
     both.unload_value_encoder()
@@ -276,4 +278,4 @@ def test_papertown_keeps_its_encoder_beside_a_users_own(papertown):
     pipe.load_value_encoder(encoder_of(pipe, 7, ["calm"]), name="mine")
     assert np.array_equal(draw(pipe, value="bloody").images, expected)
     out = draw(pipe, value=("bloody", "calm"))
-    assert [d.encoder_name for d in (out.decisions[0], *out.decisions[0].also)] == ["default", "mine"]
+    assert [value.encoder_name for value in out.decisions[0].values] == ["default", "mine"]

@@ -60,7 +60,7 @@ def test_training_saving_evaluating_and_drawing_name_one_encoder_alike(config, t
     (method,) = (tmp_path / "results").rglob("method.json")
     assert json.loads(method.read_text())["value_encoder"] == name
     out = pipe("a photo of a doctor", value="gender equality", generator=torch.Generator().manual_seed(0), num_inference_steps=1)
-    assert out.decisions[0].encoder == name
+    assert out.decisions[0].values[0].encoder == name
     (file,) = save_images(out, tmp_path / "images")
     assert main(["inspect", str(file)]) == 0 and name in capsys.readouterr().out
     assert main(["inspect", str(file.parent)]) == 0 and name in capsys.readouterr().out

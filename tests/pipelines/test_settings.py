@@ -125,12 +125,11 @@ def test_values_of_several_encoders_are_drawn_again(pipe):
     pipe.set_value_scale(0.5, encoder="mine")
     mine = ValuePrinciple("mood", "a mood", apply_rate=1.0, encoder="mine")
     out = pipe(WARRIOR, value=(mine, "bloody"), value_scale={"mood": 0.8, "bloody": 0.6}, generator=seeded(4), **FAST)
-    first, second = out.decisions[0], out.decisions[0].also[0]
-    assert {(d.id, d.encoder, d.scale) for d in (first, second)} == {
+    assert {(v.id, v.encoder, v.scale) for v in out.decisions[0].values} == {
         ("mood", weights_hash(other), 0.4),
         ("bloody", weights_hash(pipe.value_encoder), 0.6),
     }
-    record = first.to_dict()
+    record = out.decisions[0].to_dict()
     assert np.array_equal(pixels(redraw(record, pipe)), pixels(out.images[0]))
     pipe.set_value_scale(0.0, encoder="mine")
     with pytest.raises(ValueError, match="differs from the record in value encoder"):
@@ -139,14 +138,14 @@ def test_values_of_several_encoders_are_drawn_again(pipe):
 
 def test_papertown_is_drawn_again_by_its_name(papertown, tmp_path):
     out = papertown("a bloody warrior", generator=seeded(1), **FAST)
-    assert out.decisions[0].applied and out.decisions[0].settings["model"]["name"] == "papertown"
+    assert out.decisions[0].applied_values and out.decisions[0].settings["model"]["name"] == "papertown"
     assert np.array_equal(pixels(redraw(save_images(out, tmp_path)[0])), pixels(out.images[0]))
 
 
 def test_what_differs_from_the_record_is_named(pipe, saved):
     record = pipe(WARRIOR, generator=seeded(0), **FAST).decisions[0].to_dict()
     next(pipe.value_encoder.parameters()).data.add_(0.01)
-    with pytest.raises(ValueError, match=f"differs from the record in value encoder: .*{record['encoder']}"):
+    with pytest.raises(ValueError, match=f"differs from the record in value encoder: .*{record['values'][0]['encoder']}"):
         redraw(record, pipe)
     pipe.unet.conv_in.weight.data.add_(0.01)
     with pytest.raises(ValueError, match="differs from the record in model, value encoder"):

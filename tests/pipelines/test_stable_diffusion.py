@@ -45,7 +45,7 @@ def test_with_no_value_the_images_are_the_base_pipelines_bit_for_bit(pipe, base,
 
 def test_an_abstaining_retriever_gives_the_base_pipelines_images(pipe, base):
     out = pipe(CAT, generator=seeded(0), **FAST)
-    assert out.decisions[0].id is None and "no principle applies" in out.decisions[0].why
+    assert out.decisions[0].values == () and "no principle applies" in out.decisions[0].reason
     assert np.array_equal(out.images, images(base, CAT, generator=seeded(0)))
 
 
@@ -54,7 +54,7 @@ def test_an_unloaded_encoder_gives_the_base_pipelines_images_and_says_so(pipe, b
     with caplog.at_level(logging.WARNING):
         out = pipe(WARRIOR, generator=seeded(0), **FAST)
     assert np.array_equal(out.images, images(base, WARRIOR, generator=seeded(0)))
-    assert "no value encoder" in caplog.text and out.decisions[0].why == "no value encoder is loaded"
+    assert "no value encoder" in caplog.text and out.decisions[0].reason == "no value encoder is loaded"
 
 
 def test_the_weights_of_the_backbone_and_the_global_seed_are_untouched_by_a_call(pipe):
@@ -94,7 +94,7 @@ def test_each_row_of_a_mixed_batch_equals_its_single_run(pipe):
     values = ["any statement", "auto", "auto", None]
     scales = [0.5, 1.0, 1.0, 1.0]
     mixed = pipe(prompts, value=values, value_scale=scales, generator=seeded(1, 2, 3, 4), **FAST)
-    assert [d.applied for d in mixed.decisions] == [True, True, False, False]
+    assert [bool(d.applied_values) for d in mixed.decisions] == [True, True, False, False]
     for i, prompt in enumerate(prompts):
         single = images(pipe, prompt, value=values[i], value_scale=scales[i], generator=seeded(i + 1))
         assert np.abs(mixed.images[i] - single[0]).max() < 1e-4
@@ -147,7 +147,7 @@ def test_a_statement_that_the_encoder_was_not_trained_with_is_used_and_warned_of
     pipe.value_encoder.config.value_statements = ["gender equality"]
     with caplog.at_level(logging.WARNING):
         out = pipe(DOCTOR, value="kindness to all", **FAST)
-    assert out.decisions[0].applied and "was not trained with 'kindness to all'" in caplog.text
+    assert out.decisions[0].applied_values and "was not trained with 'kindness to all'" in caplog.text
 
 
 def test_a_failed_load_keeps_what_was_there(pipe, tmp_path):
@@ -185,17 +185,17 @@ def test_the_base_pipelines_files_are_saved_unchanged(pipe, tiny_checkpoint, tmp
 
 
 def test_principles_are_swapped_and_take_effect_at_once(pipe):
-    assert pipe(DOCTOR, **FAST).decisions[0].id == "gender_equality"
+    assert pipe(DOCTOR, **FAST).decisions[0].values[0].id == "gender_equality"
     pipe.load_value_principles([ValuePrinciple(id="calm", statement="calm pictures", exemplars=(DOCTOR,))])
-    decision = pipe(DOCTOR, **FAST).decisions[0]
-    assert decision.id == "calm" and decision.statement == "calm pictures" and decision.applied
+    (value,) = pipe(DOCTOR, **FAST).decisions[0].values
+    assert value.id == "calm" and value.statement == "calm pictures" and value.applied
 
 
 def test_the_token_goes_to_exactly_half_of_the_images_and_the_rest_equal_the_base(pipe, base):
     generators = seeded(*range(6))
     out = pipe(DOCTOR, num_images_per_prompt=6, generator=generators, **FAST)
     plain = images(base, DOCTOR, num_images_per_prompt=6, generator=seeded(*range(6)))
-    applied = [d.applied for d in out.decisions]
+    applied = [d.values[0].applied for d in out.decisions]
     assert sum(applied) == 3
     for on, ours, theirs in zip(applied, out.images, plain, strict=True):
         assert (np.abs(ours - theirs).max() < 1e-4) == (not on)
@@ -203,7 +203,7 @@ def test_the_token_goes_to_exactly_half_of_the_images_and_the_rest_equal_the_bas
 
 def test_the_assignment_repeats_with_the_seed_and_changes_with_it(pipe):
     def applied(seed):
-        return [d.applied for d in pipe(DOCTOR, num_images_per_prompt=10, generator=seeded(seed), **FAST).decisions]
+        return [d.values[0].applied for d in pipe(DOCTOR, num_images_per_prompt=10, generator=seeded(seed), **FAST).decisions]
 
     assert applied(0) == applied(0)
     assert len({tuple(applied(seed)) for seed in range(4)}) > 1
@@ -211,28 +211,29 @@ def test_the_assignment_repeats_with_the_seed_and_changes_with_it(pipe):
 
 def test_a_generator_that_goes_on_gives_single_images_the_token_at_the_rate(pipe):
     generator = seeded(0)
-    hits = [pipe(DOCTOR, generator=generator, num_inference_steps=1, output_type="latent").decisions[0].applied for _ in range(40)]
+    quick = {"num_inference_steps": 1, "output_type": "latent"}
+    hits = [pipe(DOCTOR, generator=generator, **quick).decisions[0].values[0].applied for _ in range(40)]
     assert 10 <= sum(hits) <= 30
 
 
 def test_a_statement_that_belongs_to_a_principle_is_that_principle(pipe):
     out = pipe(DOCTOR, value="gender equality", num_images_per_prompt=4, **FAST)
-    assert out.decisions[0].id == "gender_equality" and sum(d.applied for d in out.decisions) == 2
+    assert {d.values[0].id for d in out.decisions} == {"gender_equality"} and sum(d.values[0].applied for d in out.decisions) == 2
 
 
 def test_every_principle_that_a_prompt_calls_for_acts_on_its_images(pipe):
     calm = ValuePrinciple(id="calm", statement="calm", kind="debias", apply_rate=1.0, exemplars=("a doctor",))
     pipe.load_value_principles([*PRINCIPLES, calm])
     decisions = pipe(DOCTOR, num_images_per_prompt=2, **FAST).decisions
-    assert {(d.id, *(other.id for other in d.also)) for d in decisions} == {("gender_equality", "calm")}
-    assert all(d.also[0].applied for d in decisions) and sum(d.applied for d in decisions) == 1
+    assert {tuple(value.id for value in d.values) for d in decisions} == {("gender_equality", "calm")}
+    assert [sum(d.values[i].applied for d in decisions) for i in (0, 1)] == [1, 2]
 
 
 def test_where_a_risk_is_found_debiasing_is_passed_over_and_named(pipe):
     calm = ValuePrinciple(id="calm", statement="calm", kind="debias", exemplars=("a bloody warrior",))
     pipe.load_value_principles([*PRINCIPLES, calm])
-    decision = pipe(WARRIOR, **FAST).decisions[0]
-    assert decision.id == "bloody" and decision.also == () and decision.why.endswith("passed over for it: calm")
+    (value,) = pipe(WARRIOR, **FAST).decisions[0].values
+    assert value.id == "bloody" and value.reason.endswith("passed over for it: calm")
 
 
 def test_a_fitted_retriever_is_saved_with_the_pipeline(pipe, tmp_path, monkeypatch):
@@ -257,13 +258,13 @@ def test_several_values_on_one_prompt_equal_the_tokens_one_behind_the_other(pipe
         np.testing.assert_allclose(ours, single, atol=2e-4)
     alone = images(pipe, DOCTOR, value="bloody", generator=torch.Generator().manual_seed(0))[0]
     assert np.abs(alone - singles[0]).max() > 1e-3
-    assert [len(d.also) for d in out.decisions] == [1, 0, 0]
+    assert [len(d.values) for d in out.decisions] == [2, 1, 0]
 
 
 def test_a_mapping_gives_each_principle_its_scale(pipe):
     pipe.load_value_principles([*PRINCIPLES, TONES])
     decision = pipe(DOCTOR, value=("bloody", "tones"), value_scale={"bloody": 0.3}, **FAST).decisions[0]
-    assert decision.scale == 0.3 and decision.also[0].scale == 1.0
+    assert [value.scale for value in decision.values] == [0.3, 1.0]
     with pytest.raises(ValueError, match="value_scale names 'blody'"):
         pipe(DOCTOR, value="bloody", value_scale={"blody": 0.3}, **FAST)
 
@@ -276,7 +277,7 @@ def test_a_tuple_of_values_that_cannot_act_together_is_refused(pipe):
 
 @pytest.mark.parametrize("scale", [np.float32(0.5), torch.tensor(0.5), 1])
 def test_a_scale_may_be_any_number(pipe, scale):
-    assert pipe(WARRIOR, value_scale=scale, **FAST).decisions[0].scale == float(scale)
+    assert pipe(WARRIOR, value_scale=scale, **FAST).decisions[0].values[0].scale == float(scale)
 
 
 def test_arguments_may_be_given_by_position_as_in_the_base(pipe, base):
@@ -288,7 +289,7 @@ def test_arguments_may_be_given_by_position_as_in_the_base(pipe, base):
 def test_every_image_has_its_decision(pipe):
     out = pipe([DOCTOR, CAT], num_images_per_prompt=2, value_scale=0.7, **FAST)
     assert [d.prompt for d in out.decisions] == [DOCTOR, DOCTOR, CAT, CAT]
-    first = out.decisions[0]
+    (first,) = out.decisions[0].values
     assert (first.id, first.statement, first.scale, first.nearest_exemplar) == ("gender_equality", "gender equality", 0.7, DOCTOR)
     assert first.score == pytest.approx(1.0) and first.threshold < 1
     images_, _, decisions = pipe(CAT, return_dict=False, **FAST)
@@ -298,7 +299,7 @@ def test_every_image_has_its_decision(pipe):
 def test_the_default_scale_is_settable_and_a_call_overrides_it(pipe):
     full = images(pipe, WARRIOR, generator=seeded(0))
     pipe.set_value_scale(0.0)
-    assert not pipe(WARRIOR, **FAST).decisions[0].applied
+    assert not pipe(WARRIOR, **FAST).decisions[0].applied_values
     assert np.array_equal(images(pipe, WARRIOR, value_scale=1.0, generator=seeded(0)), full)
     with pytest.raises(ValueError, match="value_scale"):
         pipe.set_value_scale(float("nan"))
@@ -328,10 +329,11 @@ def test_each_image_gets_one_direction_and_equals_a_run_with_that_statement(pipe
     pipe.value_encoder.config.value_statements = list(TONES.directions.values())
     generators = [torch.Generator().manual_seed(seed) for seed in range(5)]
     out = pipe(DOCTOR, value="tones", num_images_per_prompt=5, generator=generators, **FAST)
-    assert sorted(d.direction for d in out.decisions) == list("abcde") and all(d.applied for d in out.decisions)
-    for i, decision in enumerate(out.decisions):
-        assert decision.statement == f"tones, towards {decision.direction}" and decision.id == "tones"
-        single = images(pipe, DOCTOR, value=decision.statement, generator=torch.Generator().manual_seed(i))
+    values = [value for decision in out.decisions for value in decision.applied_values]
+    assert sorted(value.direction for value in values) == list("abcde")
+    for i, value in enumerate(values):
+        assert value.statement == f"tones, towards {value.direction}" and value.id == "tones"
+        single = images(pipe, DOCTOR, value=value.statement, generator=torch.Generator().manual_seed(i))
         np.testing.assert_allclose(out.images[i], single[0], atol=2e-4)
 
 
@@ -340,21 +342,22 @@ def test_an_encoder_without_the_directions_gets_the_plain_statement_and_the_reco
     for known in (None, ["tones"], ["tones", "tones, towards a"]):
         pipe.value_encoder.config.value_statements = known
         decisions = pipe(DOCTOR, value="tones", num_images_per_prompt=4, **FAST).decisions
-        assert [d.statement for d in decisions] == ["tones"] * 4 and sum(d.applied for d in decisions) == 2
-        assert "not trained with its directions" in decisions[0].why and decisions[0].direction is None
+        values = [value for decision in decisions for value in decision.values]
+        assert [v.statement for v in values] == ["tones"] * 4 and sum(v.applied for v in values) == 2
+        assert "not trained with its directions" in values[0].reason and values[0].direction is None
 
 
 def test_single_image_calls_meet_the_target_together_with_a_ledger(pipe):
     pipe.load_value_principles([TONES])
     pipe.value_encoder.config.value_statements = list(TONES.directions.values())
     ledger, quick = ValueLedger(), {"num_inference_steps": 1, "output_type": "latent"}
-    given = [pipe(DOCTOR, value="tones", ledger=ledger, **quick).decisions[0].direction for _ in range(10)]
+    given = [pipe(DOCTOR, value="tones", ledger=ledger, **quick).decisions[0].values[0].direction for _ in range(10)]
     assert sorted(given) == sorted("aabbccddee")
     before = ledger.counts("tones")
     pipe(DOCTOR, value="tones", value_scale=0, ledger=ledger, **quick)  # nothing is given
     assert ledger.counts("tones") == before
     pipe.value_encoder.config.value_statements = None
-    plain = [pipe(WARRIOR, value="tones", ledger=ledger, **quick).decisions[0].applied for _ in range(10)]
+    plain = [pipe(WARRIOR, value="tones", ledger=ledger, **quick).decisions[0].values[0].applied for _ in range(10)]
     assert sum(plain) == 5
 
 
@@ -382,7 +385,7 @@ def test_one_seed_gives_different_prompts_different_directions(pipe):
     texts, quick = [f"person {i}" for i in range(16)], {"num_inference_steps": 1, "output_type": "latent"}
 
     def directions(prompts, generator):
-        return [d.direction for d in pipe(prompts, value="tones", generator=generator, **quick).decisions]
+        return [d.values[0].direction for d in pipe(prompts, value="tones", generator=generator, **quick).decisions]
 
     single = [directions(text, torch.Generator().manual_seed(0))[0] for text in texts]
     assert len(set(single)) == 5 and max(map(single.count, "abcde")) <= 8
@@ -402,8 +405,8 @@ def test_a_calibration_beside_the_encoder_changes_the_shares_and_stands_in_the_r
     pipe.value_encoder.save_pretrained(tmp_path)
     pipe.load_value_encoder(tmp_path)  # it is saved and loaded with the encoder
     decisions = pipe(DOCTOR, value="tones", num_images_per_prompt=10, num_inference_steps=1, output_type="latent").decisions
-    given = [decision.direction for decision in decisions]
-    assert [given.count(name) for name in "abcde"] == [4, 0, 2, 2, 2] and "calibrated by judge@1" in decisions[0].why
+    given = [decision.values[0].direction for decision in decisions]
+    assert [given.count(name) for name in "abcde"] == [4, 0, 2, 2, 2] and "calibrated by judge@1" in decisions[0].values[0].reason
 
 
 def test_a_target_that_no_direction_reaches_is_said_aloud(pipe, caplog):
@@ -414,4 +417,4 @@ def test_a_target_that_no_direction_reaches_is_said_aloud(pipe, caplog):
     pipe.value_encoder.config.value_calibration = {"tones": record}
     with caplog.at_level(logging.WARNING):
         decision = pipe(DOCTOR, value="tones", num_inference_steps=1, output_type="latent").decisions[0]
-    assert "miss the target by 80%" in caplog.text and "no nearer to the target than 80%" in decision.why
+    assert "miss the target by 80%" in caplog.text and "no nearer to the target than 80%" in decision.values[0].reason

@@ -41,7 +41,7 @@ def test_a_wrong_scale_is_refused_where_no_value_applies_too(pipe, prompt, scale
 def test_a_scale_may_name_a_principle_that_is_given_in_the_call(pipe):
     own = ValuePrinciple(id="calm", statement="calm")
     decision = draw(pipe, value=(own, "bloody"), value_scale={"calm": 0.3}).decisions[0]
-    assert {d.id: d.scale for d in (decision, *decision.also)} == {"calm": 0.3, "bloody": 1.0}
+    assert {v.id: v.scale for v in decision.values} == {"calm": 0.3, "bloody": 1.0}
 
 
 @pytest.mark.parametrize("value", ["auto", None])
@@ -89,12 +89,12 @@ def test_a_value_that_an_interrupted_call_never_reached_is_not_applied(pipe, sta
 
     stopped = {"callback_on_step_end": interrupt, "value_start": start}
     if acts:
-        assert draw(pipe, **stopped).decisions[0].applied
+        assert draw(pipe, **stopped).decisions[0].applied_values
         return
     with pytest.raises(ValueError, match=r"image 0 reached no attention layer, .* ended before value_start"):
         draw(pipe, **stopped)
     mixed = draw(pipe, [WARRIOR, CAT], value=["bloody", None], value_start=[0.0, start], callback_on_step_end=interrupt)
-    assert [d.applied for d in mixed.decisions] == [True, False]
+    assert [bool(d.applied_values) for d in mixed.decisions] == [True, False]
     assert np.isfinite(mixed.images).all()
 
 
@@ -164,7 +164,7 @@ def test_a_text_beside_embeddings_is_taken_with_and_without_a_value(pipe, base):
     embeds, negative = base.encode_prompt(WARRIOR, "cpu", 1, True)
     ready = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
     assert np.array_equal(draw(pipe, value=None, **ready).images, draw(base, None, **ready).images)
-    assert draw(pipe, value="bloody", **ready).decisions[0].applied
+    assert draw(pipe, value="bloody", **ready).decisions[0].applied_values
     with pytest.raises(ValueError, match="prompt_embeds make 1 images and the prompts 2: give a text for each"):
         draw(pipe, [WARRIOR, CAT], value=None, **ready)
 
@@ -205,4 +205,4 @@ def test_a_class_whose_output_has_no_images_is_recorded(base):
     pipe = livo.attach(StableDiffusionLDM3DPipeline(**base.components, requires_safety_checker=False))
     pipe.register_modules(value_encoder=ValueEncoder.from_text_encoder(pipe.text_encoder))
     out = draw(pipe, value="calm")
-    assert out.rgb.shape[1:3] == (16, 16) and out.decisions[0].applied and out.decisions[0].settings["size"] == [16, 16]
+    assert out.rgb.shape[1:3] == (16, 16) and out.decisions[0].applied_values and out.decisions[0].settings["size"] == [16, 16]

@@ -55,7 +55,7 @@ def test_an_exemplar_or_counter_exemplar_speaks_louder_than_the_facets(paper):
     for prompt, kind, before in (("a red scarf on a chair", "exemplar", None), ("a plumber at work", "counter-exemplar", first.id)):
         assert ids(paper.with_principles([first]), prompt) == [before]
         (decision,) = mine.retrieve(f"a photo of {prompt}, 8k")  # which says the same
-        assert (decision.id is None) == (before is not None) and f"it says the same as {kind} {prompt!r}" in decision.why
+        assert (decision.id is None) == (before is not None) and f"it says the same as {kind} {prompt!r}" in decision.reason
 
 
 def test_hand_computed_similarity_of_shared_words(small):
@@ -97,7 +97,7 @@ def test_the_papers_principles_are_found_for_unseen_wordings(paper, prompt, want
 def test_prompts_without_people_or_risk_are_left_alone(paper, prompt):
     decisions = paper.retrieve(prompt)
     assert [d.id for d in decisions] == [None]
-    assert decisions[0].score is not None and decisions[0].nearest_exemplar and "no principle applies" in decisions[0].why
+    assert decisions[0].score is not None and decisions[0].nearest_exemplar and "no principle applies" in decisions[0].reason
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_keywords_are_whole_words_and_never_decide_alone(small):
 
 def test_a_counter_exemplar_that_is_nearer_wins(small):
     decision = small.retrieve("a blood orange")[0]
-    assert decision.id is None and "counter-exemplar 'a blood orange'" in decision.why
+    assert decision.id is None and "counter-exemplar 'a blood orange'" in decision.reason
 
 
 def test_decisions_follow_the_order_of_the_file():
@@ -257,13 +257,13 @@ def test_doubts_that_are_small_alone_can_forbid_together(paper, monkeypatch):
     assert decided(person=0.9, gender=0.3).id == "gender_equality"
     assert decided(person=0.9, gender=0.3).probability == pytest.approx(0.9 * 0.7)
     left = decided(person=0.9, gender=0.3, named=0.4)
-    assert left.id is None and "gender 0.30, named 0.40 speak against it together" in left.why
+    assert left.id is None and "gender 0.30, named 0.40 speak against it together" in left.reason
     assert left.probability == pytest.approx(0.9 * 0.7 * 0.6)
 
 
 def test_a_risk_comes_first_where_the_principles_say_so(paper):
     (decision,) = paper.retrieve("a bloody warrior")
-    assert decision.id == "bloody" and decision.why.endswith("passed over for it: gender_equality, racial_equality")
+    assert decision.id == "bloody" and decision.reason.endswith("passed over for it: gender_equality, racial_equality")
     together = [replace(p, forbidden_by=("gender", "race", "named")) for p in paper.principles if p.kind == "debias"]
     both = paper.with_principles([p for p in paper.principles if p.kind == "detoxify"] + together)
     assert ids(both, "a bloody warrior") == ["bloody", "gender_equality", "racial_equality"]

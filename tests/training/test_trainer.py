@@ -597,6 +597,6 @@ def test_a_lora_and_a_value_encoder_of_sdxl_train_too(config, data, tiny_xl_chec
     options = {"num_inference_steps": 2, "num_images_per_prompt": 2, "output_type": "np"}
     known = pipe.value_encoder.statements[0]  # a debias principle's plain token goes to every second image
     ours, base = (pipe("a cat", value=v, generator=torch.Generator().manual_seed(0), **options) for v in (known, None))
-    received = [decision.applied for decision in ours.decisions]
+    received = [bool(decision.applied_values) for decision in ours.decisions]
     assert sorted(received) == [False, True]
     assert [not np.allclose(*pair, atol=1e-5) for pair in zip(ours.images, base.images, strict=True)] == received
