@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 from scipy.special import gammaln, xlogy
+from scipy.stats import bootstrap
 
 Interval = tuple[float, float]
 Metric = Callable[..., "float | np.ndarray"]  # of counts and, optionally, a target
@@ -182,10 +183,10 @@ def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: 
     values = _finite(per_prompt, "values")
     if len(values) < 2:
         raise ValueError("one prompt says nothing about others, so it has no interval: give at least two")
-    generator = np.random.default_rng(seed)
     rows = max(1, 1_000_000 // len(values))  # at a time, so that thousands of prompts need no gigabytes
-    parts = [generator.choice(values, size=(min(rows, draws - i), len(values))).mean(axis=1) for i in range(0, draws, rows)]
-    return interval(np.concatenate(parts), level)
+    generator = np.random.default_rng(seed)
+    found = bootstrap((values,), np.mean, n_resamples=draws, batch=rows, confidence_level=level, method="percentile", rng=generator)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> Interval:
@@ -200,7 +201,7 @@ def bootstrap_draws(statistic: Callable[[np.ndarray], float], prompts: int, draw
 
     `statistic` maps the numbers of the chosen prompts, with repetitions, to the figure. Repeated images make a set look narrower than
     it is and shift such figures, so the draws are moved to lie around the figure itself. The same seed draws the same prompts: the
-    differences of two methods' draws are paired.
+    differences of two methods' draws are paired. `scipy.stats.bootstrap` does neither, so this is written out.
     """
     if prompts < 1:
         raise ValueError("no prompt to resample")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from livo.evaluation.measures import cell
@@ -17,13 +17,6 @@ from livo.evaluation.readings import Readings
 from livo.evaluation.results import FLOORS
 from livo.utils.files import replacing
 from livo.utils.pictures import grid, save_picture, stack
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#20242c}
-table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
-td,th{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}pre{font-size:12px;overflow-x:auto}
-details{margin:.4rem 0}summary{cursor:pointer}.note{color:#5a6270}"""
-
 
 _NO_JUDGE = ("images", "principles")  # figures that come from no judge
 
@@ -91,53 +84,40 @@ def write(folder: Path, result: Mapping, found: Mapping[str, Readings]) -> None:
 
 
 def _page(result: Mapping, found: Mapping[str, Readings], sheet: Image.Image) -> str:
-    parts = [
-        "<!doctype html><meta charset='utf-8'><title>LiVO evaluation</title>",
-        f"<style>{_STYLE}</style>",
-        "<h1>LiVO evaluation</h1>",
-    ]
-    images, count = result["settings"]["images"], len(next(iter(found.values())).prompts)
-    judges = "; ".join(f"{judge['name']} {judge['revision']}" for judge in result["judges"])
-    about = result["reference"]["what"] if result["reference"] else "none"
+    reference = result["reference"]["what"] if result["reference"] else "none"
     if result["reference"] and result["reference"]["broken"]:
-        about += f" (without {result['reference']['broken']} broken images)"
-    parts.append(
-        f"<p class='note'>{count} prompts, {images} images each. Judges: {html.escape(judges)}. Means over prompts with "
-        f"{result['intervals']}. Reference of FID and KID: {html.escape(about)}.</p>"
-    )
-    for group, figures in result["figures"].items():
-        head, rows = table(figures)
-        parts += [f"<h2>{html.escape(group)}</h2>", _html_table(head, rows), _floors(figures), _differences(figures)]
-    if result["disagreement"]:
-        lines = [
-            [m, pair, f"{d['differ']:.1f}", "" if d["kappa"] is None else f"{d['kappa']:.2f}"]
-            for m, all_ in result["disagreement"].items()
-            for pair, d in all_.items()
-        ]
-        parts += [
-            "<h2>Where the judges disagree</h2>",
-            _html_table(["method", "judges and attribute", "% that differ", "kappa"], lines),
-        ]
-    parts += ["<h2>Images</h2>", _picture(sheet), "<h2>Decisions</h2>"]
-    for name, read in found.items():
-        lines = [[prompt.text, _decided(rows)] for prompt, rows in zip(read.prompts, read.decisions, strict=True)]
-        parts.append(
-            f"<details><summary>{html.escape(name)}</summary>{_html_table(['prompt', 'what was decided'], lines)}</details>"
-        )
+        reference += f" (without {result['reference']['broken']} broken images)"
     record = {key: value for key, value in result.items() if key != "figures"}
-    text = html.escape(json.dumps(record, indent=1))
-    parts.append(f"<h2>How it was made</h2><details><summary>Everything it depends on</summary><pre>{text}</pre></details>")
-    return "\n".join(parts)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.jinja").render(
+        prompts=len(next(iter(found.values())).prompts),
+        images=result["settings"]["images"],
+        judges="; ".join(f"{judge['name']} {judge['revision']}" for judge in result["judges"]),
+        intervals=result["intervals"],
+        reference=reference,
+        groups=[
+            {"name": group, "table": table(figures), "notes": _notes(figures), "differences": _differences(figures)}
+            for group, figures in result["figures"].items()
+        ],
+        disagreement=[
+            [method, pair, f"{d['differ']:.1f}", "" if d["kappa"] is None else f"{d['kappa']:.2f}"]
+            for method, pairs in result["disagreement"].items()
+            for pair, d in pairs.items()
+        ],
+        contact_sheet=_base64(sheet),
+        decisions={
+            name: [[prompt.text, _decided(rows)] for prompt, rows in zip(read.prompts, read.decisions, strict=True)]
+            for name, read in found.items()
+        },
+        record=json.dumps(record, indent=1),
+    )
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    line = "<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f"<table>{line}{body}</table>"
+def _differences(figures: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]] | None:
+    """A table of the paired differences from the base: over the same prompts, or the same resamplings for a figure that is no mean.
 
-
-def _differences(figures: Mapping[str, Mapping]) -> str:
-    """What each method has above the base, paired: by the same prompts, and by the same resamplings where a figure is no mean."""
+    None where no method is compared with the base.
+    """
     above = {
         method: {
             judge: {name: f["minus_base"] for name, f in named.items() if "minus_base" in f} for judge, named in judges.items()
@@ -145,14 +125,11 @@ def _differences(figures: Mapping[str, Mapping]) -> str:
         for method, judges in figures.items()
         if method != "base"
     }
-    head, rows = table(above)
-    if len(head) == 1:
-        return ""
-    return f"<details open><summary>Paired differences from the base</summary>{_html_table(head, rows)}</details>"
+    return table(above) if columns(above) else None
 
 
-def _floors(figures: Mapping[str, Mapping]) -> str:
-    """What a fair sampler scores, and which prompts have no figure."""
+def _notes(figures: Mapping[str, Mapping]) -> list[str]:
+    """What a fair sampler scores, which images were not judged, and which prompts have no figure."""
     said = {}
     for method, judges in figures.items():
         for name, figure in (pair for named in judges.values() for pair in named.items()):
@@ -165,13 +142,13 @@ def _floors(figures: Mapping[str, Mapping]) -> str:
                 said[f"{method}: {figure['count']} of {figure['images']} images were not judged ({kinds})"] = None
             if figure.get("left_out"):
                 said[f"{name}, {method}: {figure['left_out']} prompts have no figure"] = None
-    return "".join(f"<p class='note'>{html.escape(line)}.</p>" for line in said)
+    return list(said)
 
 
-def _picture(image: Image.Image) -> str:
+def _base64(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return f"<img alt='contact sheet' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _decided(decisions: Sequence[Mapping]) -> str:

@@ -5,10 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 from livo.principles.principle import ValuePrinciple
+
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ base or "A text-to-image model" }} with values
+
+A frozen text-to-image model and {{ what }} ({{ weights }}). Load it with
+
+```python
+{{ loads_with }}
+```
+
+Any other class draws without the values.
+
+## Values
+
+{% for p in principles -%}
+- `{{ p.id }}` ({{ p.kind }}): {{ p.statement }}
+{% else -%}
+- none
+{% endfor %}
+## Intended use
+
+Steering a text-to-image model towards the values above: a retriever chooses for each prompt which of them apply, or none, and
+each image comes with a record of what was decided and why. The encoder knows the statements it was trained with, and no others:
+{{ known }}.
+
+## Limits
+
+{{ limits }}
+
+It is not a security boundary: whoever holds the weights can leave the value token out, and a risk that the retriever does not see is not
+steered. Judge it on prompts of your own before you rely on it.
+
+## Training
+
+{{ training }}
+
+## Licence
+
+{{ licence }}; the licence of {{ base or "the base model" }} applies to its weights.
+"""
 
 
 def pipeline_card(
@@ -24,51 +66,29 @@ def pipeline_card(
     `loads_with` is the call that loads it, `encoders` the statements (None where they are not recorded) and the hash of each encoder by
     name, `records` their training records (None where one came without).
     """
-    head = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": license, "tags": ["livo", "text-to-image"]}
-    if base_model:
-        head["base_model"] = base_model
-    values = "\n".join(f"- `{p.id}` ({p.kind}): {p.statement}" for p in principles) or "- none"
     known = _each({name: "not recorded" if words is None else "; ".join(words) for name, (words, _) in encoders.items()})
-    weights = ", ".join(f"weights {digest}" for _, digest in encoders.values()) or "weights not there"
     what = "a LiVO value encoder" if len(encoders) < 2 else f"{len(encoders)} LiVO value encoders ({', '.join(encoders)})"
-    return f"""---
-{yaml.safe_dump(head, sort_keys=True)}---
-
-# {base_model or "A text-to-image model"} with values
-
-A frozen text-to-image model and {what} ({weights}). Load it with
-
-```python
-{loads_with}
-```
-
-Any other class draws without the values.
-
-## Values
-
-{values}
-
-## Intended use
-
-Steering a text-to-image model towards the values above: a retriever chooses for each prompt which of them apply, or none, and
-each image comes with a record of what was decided and why. The encoder knows the statements it was trained with, and no others:
-{known}.
-
-## Limits
-
-{_each({name: limits(record) for name, record in records.items()}) or limits(None)}
-
-It is not a security boundary: whoever holds the weights can leave the value token out, and a risk that the retriever does not see is not
-steered. Judge it on prompts of your own before you rely on it.
-
-## Training
-
-{_each({name: _training(record) for name, record in records.items()}) or _training(None)}
-
-## Licence
-
-{license if license != "other" else "See the repository's owner"}; the licence of {base_model or "the base model"} holds for its weights.
-"""
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=license,
+        tags=["livo", "text-to-image"],
+        base_model=base_model or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_CARD,
+        base=base_model,
+        what=what,
+        weights=", ".join(f"weights {digest}" for _, digest in encoders.values()) or "weights not there",
+        loads_with=loads_with,
+        principles=principles,
+        known=known,
+        limits=_each({name: limits(record) for name, record in records.items()}) or limits(None),
+        training=_each({name: _training(record) for name, record in records.items()}) or _training(None),
+        licence=license if license != "other" else "See the repository's owner",
+    )
+    return str(card)
 
 
 def _each(texts: Mapping[str, str]) -> str:

@@ -33,7 +33,13 @@ class Neighbour(NamedTuple):
 class ExemplarIndex:
     """Exemplars and counter-exemplars of all principles beside everyday prompts, in a FAISS inner-product index over unit vectors.
 
-    `embed` gives texts' unit vectors as prompts' are made. Nothing is embedded before it is needed.
+    FAISS computes the similarity to every row, not only to the k nearest: a decision compares, for each principle, the best row that
+    speaks for it with the best one that speaks against it, and either may lie far down the ranking. An index holds some hundred rows, so
+    an exact search costs less than embedding the prompt.
+
+    Args:
+        principles: Their exemplars (or the statement where there are none) and counter-exemplars become rows.
+        embed: Maps texts to unit vectors (N, D), made in the same way as those of prompts. It is called when a row is first needed.
     """
 
     def __init__(self, principles: Sequence[ValuePrinciple], embed: Callable[[Sequence[str]], np.ndarray]):

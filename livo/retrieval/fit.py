@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from livo.retrieval.corpus import FACETS, LabelledPrompt, labelled_prompts, section
@@ -178,9 +179,7 @@ def wilson(hits: int, count: int) -> list[float]:
     """The 95% interval of a share (Wilson 1927)."""
     if not count:
         return [0.0, 1.0]
-    z, p = 1.959964, hits / count
-    middle, half = p + z * z / (2 * count), z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5
-    return [(middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)]
+    return [float(bound) for bound in binomtest(hits, count).proportion_ci(method="wilson")]
 
 
 # --- the red team -------------------------------------------------------------------------------------------------------

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from livo.pipelines.model_card import limits
 from livo.training.config import TrainingConfig
 
+_CARD = """---
+{{ card_data }}
+---
 
-def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
-    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
-    head = {
-        "library_name": "livo",
-        "base_model": config.model,
-        "tags": ["text-to-image", "preference-optimisation", config.objective],
-    }
-    load = "load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights"
-    return f"""---
-{yaml.safe_dump(head, sort_keys=True)}---
+# {{ config.adapter }} for {{ config.model }}, trained with {{ config.objective }}
 
-# {config.adapter} for {config.model}, trained with {config.objective}
+Load it with `pipe.{{ load }}(folder)`. Records name its weights {{ record["weights"] }}.
 
-Load it with `pipe.{load}(folder)`. Records name its weights {record["weights"]}.
-
-It was trained on {record["pairs"]} pairs (data {record["data"]}) of these statements:
-{", ".join(statements)}. The backbone ({record["backbone"]}) was frozen. training.json holds every option and version.
+It was trained on {{ record["pairs"] }} pairs (data {{ record["data"] }}) of these statements:
+{{ statements }}. The backbone ({{ record["backbone"] }}) was frozen. training.json holds every option and version.
 
 ## Intended use
 
@@ -34,7 +26,23 @@ Steering of a text-to-image model towards stated values. It is not a security bo
 
 ## Limits
 
-{limits(record)}
+{{ limits }}
 
 Run `livo evaluate` on held-out prompts before relying on it.
 """
+
+
+def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
+    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="livo", base_model=config.model, tags=["text-to-image", "preference-optimisation", config.objective]
+        ),
+        template_str=_CARD,
+        config=config,
+        record=record,
+        load="load_value_encoder" if config.adapter == "value_encoder" else "load_lora_weights",
+        statements=", ".join(statements),
+        limits=limits(record),
+    )
+    return str(card)

@@ -1,4 +1,7 @@
-"""Peak memory of a piece of work."""
+"""Peak memory of a piece of work.
+
+The kernel's own peak is read from /proc, because psutil reports what a process holds now, and its peak on Windows only.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
+
+from packaging.version import Version
 
 PACKAGES = (
     "livo",
@@ -98,8 +99,8 @@ def known_bad(found: dict[str, str], system: str | None = None, environment: Map
         version = found.get(name, "not installed")
         if version == "not installed":
             return False
-        number = _number(version)
-        return (below is None or number < _number(below)) and (at_least is None or number >= _number(at_least))
+        release = Version(Version(version).base_version)  # a development version of 0.43 counts as 0.43
+        return (below is None or release < Version(below)) and (at_least is None or release >= Version(at_least))
 
     if has("transformers", below="4.50"):
         problems.append("transformers below 4.50 is not supported: pip install -U transformers")
@@ -126,7 +127,3 @@ def known_bad(found: dict[str, str], system: str | None = None, environment: Map
     if has("numpy", at_least="2.0") and has("torch", below="2.3"):
         problems.append("torch below 2.3 was built for numpy 1: pip install -U torch, or 'numpy<2'")
     return problems
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

@@ -218,3 +218,10 @@ def test_metrics_agree_with_torchmetrics_where_it_has_them():
 def test_empty_and_nan_input_raise(call, bad):
     with pytest.raises(ValueError):
         call(bad)
+
+
+@pytest.mark.parametrize("values", [[0.0, 100.0], [12.5, 3.0, 80.0, 41.0, 7.0], [100.0] * 4])
+def test_a_bootstrap_interval_is_what_numpy_draws_by_hand(values):
+    means = np.random.default_rng(0).choice(values, size=(10_000, len(values))).mean(1)
+    assert metrics.bootstrap_interval(values) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-9)
+    assert metrics.paired_interval(values, [0.0] * len(values)) == metrics.bootstrap_interval(values)

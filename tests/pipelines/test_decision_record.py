@@ -238,6 +238,9 @@ def test_env_names_devices_what_they_compute_in_and_the_embedding_model(capsys):
 def test_each_combination_that_is_known_to_be_bad_is_named_with_its_remedy(found, system, words):
     assert [problem for problem in known_bad(found, system, {}) if words in problem]
     assert known_bad({"transformers": "5.5.0", "diffusers": "0.42.1", "torch": "2.6.0", "peft": "0.18.0"}, "Linux", {}) == []
+    assert (
+        known_bad({"diffusers": "0.42.0.dev0", "transformers": "5.5", "torch": "2.13.0+cpu", "numpy": "2.4.6"}, "Linux", {}) == []
+    )
     assert known_bad({"faiss-cpu": "1.9.0", "torch": "2.6.0"}, "Darwin", {"OMP_NUM_THREADS": "1"}) == []
 
 
@@ -337,5 +340,7 @@ def test_the_card_of_trained_weights_is_valid_yaml_whatever_the_model_is_called(
     (tmp_path / "README.md").write_text(weights_card(config, record, ["gender equality", "bloody"]))
     head, text = card_of(tmp_path)
     assert head["base_model"] == config.model and "distillation" in head["tags"]
+    evil = weights_card(config, record, ["{{ 7 * 7 }}", "<b>&"])
+    assert "{{ 7 * 7 }}, <b>&" in evil
     for expected in ("12 pairs", "gender equality, bloody", "| loss | 0.25 |", "load_value_encoder"):
         assert expected in text
