@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from livo.data import build_folder, builder
-from livo.data.preference_dataset import read
+from livo.data.manifest import read_samples
+from livo.data.precompute import encode_dataset
 from livo.evaluation.judges import load_judge
 from livo.papertown.build import GENERATION, TRAINING
 from livo.papertown.world import WEIGHTS
@@ -39,10 +41,10 @@ from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.principles.principle import bundled_principles, load_principles
 from livo.training.adapters import ValueEncoderAdapter
 from livo.training.config import TrainingConfig
-from livo.training.noise import Noising
+from livo.training.noise import NoiseSchedule
 from livo.training.objectives import squared_error
-from livo.training.sampler import Batches, cached
-from livo.training.step import Loss, objective_function
+from livo.training.sampler import PreferenceBatch, PreferenceSampler
+from livo.training.step import TrainingStep, make_objective
 from livo.utils.memory import peak_memory, reset_peak_memory
 from livo.utils.precision import HELP, PRECISIONS, Precision, resolve
 from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
@@ -83,29 +85,30 @@ def preferences(folder: Path, size: int, count: int = 16) -> Path:
 class Published:
     """The published recipe's loss, on the same draws as ours."""
 
-    def __init__(self, config, pipe, adapter, batches: Batches, device, unet, vae, text_encoder):
-        self.pipe, self.adapter, self.batches, self.device = pipe, adapter, batches, device
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        self.noising, self.count, self.objective = Noising(pipe.scheduler), config.batch, objective_function(config)
+    def __init__(self, config, pipe, adapter, sampler: PreferenceSampler, device, unet):
+        self.pipe, self.adapter, self.sampler, self.device = pipe, adapter, sampler, device
+        self.unet, self.vae, self.text_encoder = unet, pipe.vae, pipe.text_encoder
+        self.noise, self.count, self.objective = NoiseSchedule(pipe.scheduler), config.batch, make_objective(config)
         size = config.resolution
-        self.pixels = torch.stack([_pixels(sample.file, size) for sample in batches.samples]).to(device)
+        self.pixels = torch.stack([_pixels(sample.file, size) for sample in sampler.dataset.samples]).to(device)
 
-    def __call__(self, step: int, micro: int):
-        pipe, batch, count, device = self.pipe, self.batches.at(step, micro, self.noising.steps), self.count, self.device
-        rows = [draw[:2] for draw in self.batches.draws(step, micro)]
+    def __call__(self, batch: PreferenceBatch):
+        pipe, count, device = self.pipe, self.count, self.device
+        rows = [(draw.winner, draw.loser) for draw in self.sampler.draws(batch.step)]
         x = []
         for part in (0, 1):
             with torch.no_grad():
                 latents = self.vae.encode(self.pixels[[row[part] for row in rows]]).latent_dist.mode()
             x.append(latents.float() * self.vae.config.scaling_factor)
         with torch.no_grad():
-            embeds = self.text_encoder(tokenize(pipe.tokenizer, batch.prompts).to(device)).last_hidden_state
-        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.prompts, strict=True)]
+            embeds = self.text_encoder(tokenize(pipe.tokenizer, batch.backbone_prompts).to(device)).last_hidden_state
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.encoder_prompts, strict=True)]
         fused = fuse(encode_value(self.adapter.encoder, pipe.tokenizer, texts), embeds)
         errors, references = [], []
         t = batch.t[:count].to(device)
         for latents in x:
-            noisy, target = self.noising(latents, batch.noise[:count].to(device), t)
+            noise = batch.noise[:count].to(device)
+            noisy, target = self.noise.add_noise(latents, noise, t), self.noise.target(latents, noise, t)
             errors.append(squared_error(self.unet(noisy, t, fused).sample, target))
             with torch.no_grad():
                 references.append(squared_error(self.unet(noisy, t, embeds).sample, target))
@@ -136,29 +139,39 @@ def setup(which: str, batch: int, micro: int, size: int, precision: Precision, t
     config = replace(config, data=str(data), batch=batch, precision=precision.resolved, resolution=size)
     accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
-    samples = read(folder)
+    samples = read_samples(folder)
     torch.manual_seed(0)
     plain = copy.deepcopy(pipe.unet).requires_grad_(False)  # our adapter eases the way back through its own
     adapter = ValueEncoderAdapter(pipe, size, ["gender equality"])
     if trained:
         adapter.encoder.load_state_dict(pipe.value_encoder.state_dict())
-    frozen = plain, pipe.vae, pipe.text_encoder  # which our trainer lets go of once everything is cached
-    latents, condition = cached(config, pipe, size, samples, accelerator)
-    theirs = Published(config, pipe, adapter, Batches(config, samples, latents), accelerator.device, *frozen)
+    dataset, noise = encode_dataset(samples, pipe, size, folder / ".cache", accelerator), NoiseSchedule(pipe.scheduler)
+    sampler = PreferenceSampler(dataset, config, noise.num_timesteps)
+    theirs = Published(config, pipe, adapter, sampler, accelerator.device, plain)
     config = replace(config, batch=batch // micro, accumulation=micro)
-    ours = Loss(config, pipe, adapter, Batches(config, samples, latents), condition, accelerator)
-    return {"published": theirs, "livo": ours}, adapter, accelerator
+    ours = TrainingStep(config, adapter, noise, dataset.embed([""]), accelerator)
+    in_parts = PreferenceSampler(dataset, config, noise.num_timesteps)
+    return {"published": Method(sampler, theirs, 1), "livo": Method(in_parts, ours, micro)}, adapter, accelerator
 
 
-def backward(loss, autocast, number: int) -> float:
-    """The loss of a step, whose gradient is left in the weights. Only ours may take it in parts."""
-    parts = loss.config.accumulation if isinstance(loss, Loss) else 1
+@dataclass
+class Method:
+    """A sampler and the loss of its batches, in `parts` micro-batches."""
+
+    sampler: PreferenceSampler
+    loss: Callable[[PreferenceBatch], tuple[torch.Tensor, dict]]
+    parts: int
+
+
+def backward(method: Method, autocast, number: int) -> float:
+    """The loss of a step, whose gradient is left in the weights."""
     total = 0.0
-    for micro in range(parts):
+    for micro in range(method.parts):
+        batch = method.sampler(number, micro)
         with autocast():
-            value, _ = loss(number, micro)
-        (value / parts).backward()
-        total += value.item() / parts
+            value, _ = method.loss(batch)
+        (value / method.parts).backward()
+        total += value.item() / method.parts
     return total
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +12,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.baselines.weights import WeightEdit, cross_attention, encode
-from livo.training.loop import Record, optimise
-from livo.training.noise import Noising
+from livo.training.config import LoopConfig
+from livo.training.loop import Record, training_loop
+from livo.training.noise import NoiseSchedule
 from livo.utils.files import differing, write_json
 from livo.utils.hashing import weights_hash
-from livo.utils.precision import for_pipeline
+from livo.utils.precision import Precision, for_pipeline
 
 
 class ConceptAblation(WeightEdit):
-    """Minimises || eps(x_t, target) - stopgrad eps(x_t, anchor) ||^2 (equation 5) over the cross-attention's keys and values.
+    """Minimises || eps(x_t, target) - stopgrad eps(x_t, anchor) ||^2 (equation 5) over the keys and values of cross-attention.
 
     x_t are noised images of the anchor that the model drew itself.
     """
@@ -40,76 +43,116 @@ class ConceptAblation(WeightEdit):
         seed: int = 0,
         precision: str = "auto",
     ) -> Iterator[Record | ConceptAblation]:
-        """Yields training's records and, at the end, the edit. A run that was killed goes on from `folder`.
-
-        Raises:
-            ValueError: `folder` holds a run of other pairs, settings or weights.
+        """Yield the records of training and, at the end, the edit. An interrupted run resumes from `folder`.
 
         Args:
+            pipe: The pipeline whose UNet is edited. It is left as it was.
             pairs: Target and anchor prompts: ("a bloody doctor", "a doctor").
+            folder: The folder of the run: what it depends on, and its checkpoints.
+            steps: Optimiser steps. With 0, the edit changes nothing.
+            lr: Peak learning rate.
+            batch: Images per step.
             images: Images drawn for each anchor.
+            guidance: Guidance scale that they are drawn with.
+            sampler_steps: Denoising steps that they are drawn with.
+            seed: Seed of images, noise and order.
             precision: Of drawing and training, as in `livo.utils.precision.resolve`.
+
+        Raises:
+            ValueError: `folder` holds a run with other pairs, settings or weights.
         """
         settings = {"pairs": len(pairs), "steps": steps, "lr": lr, "batch": batch, "images": images, "seed": seed}
         own = cross_attention(pipe)
-        if not steps or not pairs:
-            yield cls({name: weight.clone() for name, weight in own.items()}, settings)
-            return
-        of = {"pairs": [list(pair) for pair in pairs], "guidance": guidance, "sampler_steps": sampler_steps}
-        claimed = settings | of | {"unet": weights_hash(pipe.unet)}
-        if changed := differing(folder / "ablation.json", claimed):
-            raise ValueError(f"{folder} holds an ablation with other {', '.join(changed)}: give another folder")
-        found = for_pipeline(precision, pipe, file=folder / "ablation.json")
-        settings["precision"] = found.record()
-        autocast = partial(found.autocast, pipe.unet.device)
-        write_json(folder / "ablation.json", claimed | {"precision": found.record()})
-        anchors = sorted({anchor for _, anchor in pairs})
-        with autocast():
-            latents = _images(pipe, anchors, images, guidance, sampler_steps, seed)
-        texts = sorted({text for pair in pairs for text in pair})
-        embeds, pooled = encode(pipe, texts)
-        place = {text: i for i, text in enumerate(texts)}
-        drawn = {anchor: range(i * images, (i + 1) * images) for i, anchor in enumerate(anchors)}
-        rows = torch.tensor([[place[target], place[anchor], image] for target, anchor in pairs for image in drawn[anchor]])
-        noising, device = Noising(pipe.scheduler), pipe.unet.device
-
-        def predict(noisy, t, which):
-            extra = {}
-            if pooled is not None:
-                side = float(pipe.default_sample_size * pipe.vae_scale_factor)
-                ids = noisy.new_tensor([[side, side, 0, 0, side, side]]).expand(len(noisy), -1)
-                extra = {"added_cond_kwargs": {"text_embeds": pooled[which], "time_ids": ids}}
-            return pipe.unet(noisy.to(pipe.unet.dtype), t, embeds[which], **extra).sample.float()
-
-        def loss(step: int, micro: int):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            target, anchor, image = rows[torch.randint(len(rows), (batch,), generator=generator)].T
-            t = torch.randint(noising.steps, (batch,), generator=generator).to(device)
-            noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(device)
-            noisy, _ = noising(latents[image].to(device), noise, t)
-            told = noising.timestep(t)
-            with torch.no_grad():
-                wanted = predict(noisy, told, anchor.to(device))
-            return (predict(noisy, told, target.to(device)) - wanted).square().mean(), {}
-
-        before = {name: p.requires_grad for name, p in pipe.unet.named_parameters()}
         edit = cls({name: weight.clone() for name, weight in own.items()}, settings)
-        with edit.on(pipe):
-            try:
-                for name, parameter in pipe.unet.named_parameters():
-                    parameter.requires_grad_(name in own)
-                run = {"steps": steps, "lr": lr, "checkpoints": folder / "checkpoints", "warmup": 1, "autocast": autocast}
-                yield from optimise({"unet": pipe.unet}, loss, **run)
-                edit.weights = {name: p.detach().clone() for name, p in pipe.unet.named_parameters() if name in own}
-            finally:
-                for name, parameter in pipe.unet.named_parameters():
-                    parameter.requires_grad_(before[name])
-                    parameter.grad = None
+        if not steps or not pairs:
+            yield edit
+            return
+        drawing = {"pairs": [list(pair) for pair in pairs], "guidance": guidance, "sampler_steps": sampler_steps}
+        resolved = _claim(folder, pipe, settings | drawing, precision)
+        edit.settings["precision"] = resolved.record()
+        autocast = partial(resolved.autocast, pipe.unet.device)
+        with autocast():
+            latents = _images(pipe, sorted({anchor for _, anchor in pairs}), images, guidance, sampler_steps, seed)
+        ablation = _Ablation(pipe, pairs, latents, images, batch, seed)
+        config = LoopConfig(steps, lr, warmup=1)
+        with edit.on(pipe), _training_only(pipe.unet, own):
+            yield from training_loop(
+                {"unet": pipe.unet}, ablation.sample, ablation.loss, config, folder / "checkpoints", autocast=autocast
+            )
+            edit.weights = {name: p.detach().clone() for name, p in pipe.unet.named_parameters() if name in own}
         yield edit
 
 
+@dataclass
+class _Batch:
+    """Noisy latents of anchors, their timesteps, and the rows of target and anchor among the embeddings."""
+
+    noisy: torch.Tensor
+    t: torch.Tensor
+    target: torch.Tensor
+    anchor: torch.Tensor
+
+
+class _Ablation:
+    """Batches of noised anchor images, and the loss of equation 5 on them."""
+
+    def __init__(self, pipe: DiffusionPipeline, pairs, latents: torch.Tensor, images: int, batch: int, seed: int):
+        self.pipe, self.latents, self.batch, self.seed = pipe, latents, batch, seed
+        self.noise, self.device = NoiseSchedule(pipe.scheduler), pipe.unet.device
+        texts = sorted({text for pair in pairs for text in pair})
+        self.embeds, self.pooled = encode(pipe, texts)
+        row = {text: i for i, text in enumerate(texts)}
+        drawn = {anchor: range(i * images, (i + 1) * images) for i, anchor in enumerate(sorted({anchor for _, anchor in pairs}))}
+        self.rows = torch.tensor([[row[target], row[anchor], image] for target, anchor in pairs for image in drawn[anchor]])
+
+    def sample(self, step: int, _micro: int) -> _Batch:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        target, anchor, image = self.rows[torch.randint(len(self.rows), (self.batch,), generator=generator)].T
+        t = torch.randint(self.noise.num_timesteps, (self.batch,), generator=generator).to(self.device)
+        noise = torch.randn((self.batch, *self.latents.shape[1:]), generator=generator).to(self.device)
+        noisy = self.noise.add_noise(self.latents[image].to(self.device), noise, t)
+        return _Batch(noisy, self.noise.model_timestep(t), target.to(self.device), anchor.to(self.device))
+
+    def loss(self, batch: _Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            wanted = self._predict(batch, batch.anchor)
+        return (self._predict(batch, batch.target) - wanted).square().mean(), {}
+
+    def _predict(self, batch: _Batch, rows: torch.Tensor) -> torch.Tensor:
+        pipe, extra = self.pipe, {}
+        if self.pooled is not None:
+            side = float(pipe.default_sample_size * pipe.vae_scale_factor)
+            ids = batch.noisy.new_tensor([[side, side, 0, 0, side, side]]).expand(len(batch.noisy), -1)
+            extra = {"added_cond_kwargs": {"text_embeds": self.pooled[rows], "time_ids": ids}}
+        return pipe.unet(batch.noisy.to(pipe.unet.dtype), batch.t, self.embeds[rows], **extra).sample.float()
+
+
+def _claim(folder: Path, pipe: DiffusionPipeline, settings: Mapping[str, object], precision: str) -> Precision:
+    """Write what the run depends on into its folder, and resolve its precision; refuse to resume with other inputs."""
+    file, inputs = folder / "ablation.json", dict(settings) | {"unet": weights_hash(pipe.unet)}
+    if changed := differing(file, inputs):
+        raise ValueError(f"{folder} holds an ablation with other {', '.join(changed)}: give another folder")
+    resolved = for_pipeline(precision, pipe, file=file)
+    write_json(file, inputs | {"precision": resolved.record()})
+    return resolved
+
+
+@contextmanager
+def _training_only(unet: torch.nn.Module, names: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within this context, only the named parameters require a gradient."""
+    before = {name: p.requires_grad for name, p in unet.named_parameters()}
+    try:
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(before[name])
+            parameter.grad = None
+
+
 def _images(pipe, prompts: Sequence[str], images: int, guidance: float, steps: int, seed: int) -> torch.Tensor:
-    """Latents (prompts x images, C, h, w) that the model draws, as the UNet sees them."""
+    """Latents (prompts x images, C, h, w) that the model generates, scaled as the UNet expects them."""
     parts = []
     together = max(1, 32 // images)
     for i in range(0, len(prompts), together):

@@ -86,9 +86,9 @@ def run(args) -> None:
 
 
 def _check(folder: Path) -> None:
-    from livo.data import preference_dataset
+    from livo.data import manifest
 
-    report = preference_dataset.check(folder)
+    report = manifest.check(folder)
     print(report.table())
     for line in report.notes[:20]:
         print(f"note: {line}")
@@ -96,7 +96,7 @@ def _check(folder: Path) -> None:
         print(f"problem: {line}")
     if report.problems:
         raise ValueError(f"{folder}: {len(report.problems)} problems; fix them before training")
-    print(f"{folder}: {len(report.samples)} images, {len(preference_dataset.pairs(report.samples))} pairs, no problem")
+    print(f"{folder}: {len(report.samples)} images, {len(manifest.form_pairs(report.samples))} pairs, no problem")
 
 
 def _chosen(principles, ids):

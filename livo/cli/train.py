@@ -15,7 +15,7 @@ EXAMPLE = "livo train --data data/gender --output runs/gender --steps 600 --lr 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", choices=["latest"], help="go on from the newest checkpoint in --output")
+    parser.add_argument("--resume", choices=["latest"], help="resume from the newest checkpoint in --output")
     add_options(parser, TrainingConfig)
 
 
@@ -31,14 +31,15 @@ def run(args) -> None:
     shown = ("loss", "accuracy", "winner_active", "loser_active", "grad_norm", "drift")
     follow_training(records, config.adapter, config.steps, shown, disable=not main)
     if main:
-        beside = "curves.png, metrics.jsonl and TensorBoard's files" if installed("tensorboard") else "curves.png and metrics.jsonl"
-        print(f"{config.output}/{config.adapter} written; {beside} lie beside it")
+        tensorboard = config.tracker == "tensorboard" and installed("tensorboard")
+        beside = "curves.png, metrics.jsonl and TensorBoard's files" if tensorboard else "curves.png and metrics.jsonl"
+        print(f"wrote {config.output}/{config.adapter}; {beside} are next to it")
 
 
 def _check(config: TrainingConfig, resume: bool) -> None:
-    """What can be said of a run before torch is imported."""
+    """Check what can be checked before torch is imported."""
     from livo.cli.checks import check_judges, check_model, check_value_encoder
-    from livo.data.preference_dataset import check_folder
+    from livo.data.manifest import check_folder
     from livo.utils.files import check_output
 
     check_output(Path(config.output), folder=True)
@@ -49,3 +50,4 @@ def _check(config: TrainingConfig, resume: bool) -> None:
     if config.judge:
         check_judges(config.model, [config.judge], None)
     require("training", "accelerate", "matplotlib", *["peft"] * (config.adapter == "lora"))
+    require("tracker wandb", *["wandb"] * (config.tracker == "wandb"))

@@ -1,7 +1,9 @@
 from livo.data.builder import Options as Options
 from livo.data.builder import build as build
-from livo.data.preference_dataset import PreferenceError as PreferenceError
-from livo.data.preference_dataset import Report as Report
-from livo.data.preference_dataset import Sample as Sample
-from livo.data.preference_dataset import check as check
-from livo.data.preference_dataset import read as read
+from livo.data.manifest import PreferenceError as PreferenceError
+from livo.data.manifest import Report as Report
+from livo.data.manifest import Sample as Sample
+from livo.data.manifest import check as check
+from livo.data.manifest import read_samples as read_samples
+from livo.data.precompute import encode_dataset as encode_dataset
+from livo.data.preference_dataset import PreferenceDataset as PreferenceDataset

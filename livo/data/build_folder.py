@@ -1,4 +1,4 @@
-"""The folder of a build: its rounds, and the manifest, data card and contact sheets that are made of them."""
+"""The folder of a build: its rounds, and the manifest, data card and contact sheets that are made from them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 from PIL import Image
 
 from livo.data.build_plan import Job, jobs
-from livo.data.preference_dataset import MANIFEST
+from livo.data.manifest import MANIFEST
 from livo.principles.principle import ValuePrinciple
 from livo.utils.files import replacing, write_json
 from livo.utils.pictures import grid, save_picture
 
-_TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails are one picture
+_TWINS = 1.0  # root mean square difference, of 255, below which two 16 x 16 thumbnails count as the same image
 
 
 def finish(folder: Path, principles: Sequence[ValuePrinciple]) -> Path:
-    """Drop near-duplicates, balance the classes, write manifest, data card and contact sheets; the manifest's path."""
+    """Drop near-duplicates, balance the classes, write manifest, data card and contact sheets, and return the manifest's path.
+
+    Args:
+        folder: The folder of the build, whose rounds are complete.
+        principles: The principles that were built.
+    """
     rows, card = [], {"made": json.loads((folder / "build.json").read_text()), "principles": {}}
     for job in jobs(principles):
         made = rounds(folder, job.name)
@@ -46,12 +51,24 @@ def finish(folder: Path, principles: Sequence[ValuePrinciple]) -> Path:
     return folder / MANIFEST
 
 
-def place(folder: Path, principle: str) -> Path:
-    return folder / "rounds" / principle
+def rounds_folder(folder: Path, job: str) -> Path:
+    """Where the rounds of a job are.
+
+    Args:
+        folder: The folder of the build.
+        job: The job's name.
+    """
+    return folder / "rounds" / job
 
 
-def rounds(folder: Path, principle: str) -> list[Path]:
-    return sorted(path for path in place(folder, principle).glob("[0-9]*") if path.name.isdigit())
+def rounds(folder: Path, job: str) -> list[Path]:
+    """The finished rounds of a job, in order.
+
+    Args:
+        folder: The folder of the build.
+        job: The job's name.
+    """
+    return sorted(path for path in rounds_folder(folder, job).glob("[0-9]*") if path.name.isdigit())
 
 
 def _pairs_of(round_: Path) -> list[tuple[dict, dict]]:
@@ -60,7 +77,7 @@ def _pairs_of(round_: Path) -> list[tuple[dict, dict]]:
 
 
 def _without_twins(folder: Path, pairs: list[tuple[dict, dict]]) -> tuple[list[tuple[dict, dict]], int]:
-    """The pairs neither of whose images looks like one that came before it with the same subject and label."""
+    """The pairs without near-duplicates: neither image looks like an earlier one with the same subject and label."""
     seen: dict[tuple, list[np.ndarray]] = {}
     kept = []
     for pair in pairs:
@@ -78,7 +95,7 @@ def _without_twins(folder: Path, pairs: list[tuple[dict, dict]]) -> tuple[list[t
 
 
 def _balanced(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, dict]]:
-    """`count` pairs (or all there are), the classes of each subject as even as they can be: the most frequent gives first."""
+    """At most `count` pairs, with the classes of each subject as even as possible: the most frequent class is cut first."""
     totals: dict[str, Counter] = {}
     for aligned, _ in pairs:
         totals.setdefault(aligned["subject"], Counter())[aligned["class"]] += 1

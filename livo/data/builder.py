@@ -1,8 +1,8 @@
-"""Making preference data: the generator draws aligned and violating images, a judge keeps those that show what they should.
+"""Builds preference data: the generator draws aligned and violating images, and a judge keeps those that show what they should.
 
-LiVO, section 3.4, and the populations of PopAlign. Work is cut into rounds of one generator batch; a round is a folder that appears
-whole or not at all, so a killed build goes on where it stopped. What a round holds follows from its number alone, so nothing is made
-twice and processes can share the rounds.
+This follows LiVO, section 3.4, and PopAlign for populations. Work is cut into rounds of one generator batch. A round is a folder that
+appears whole or not at all, so an interrupted build resumes. What a round holds follows from its number alone, so nothing is made twice,
+and processes can share the rounds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from livo.data.build_folder import place, rounds
-from livo.data.build_plan import Job, check, jobs
-from livo.data.preference_dataset import MANIFEST, PreferenceError
+from livo.data.build_folder import rounds, rounds_folder
+from livo.data.build_plan import Job, Wanted, check, jobs
+from livo.data.manifest import MANIFEST, PreferenceError
 from livo.evaluation.judges import Judge, verdicts
 from livo.pipelines.mixin import ValueMixin
 from livo.pipelines.settings import scheduler_record
@@ -37,9 +37,15 @@ CENSUS_IMAGES = 16  # neutral images of a scene that say which class the backbon
 
 @dataclass(frozen=True)
 class Options:
-    """How images are drawn. `precision` as in `livo.utils.precision.resolve`.
+    """How images are drawn.
 
-    `populations` makes PopAlign's sets: diverse images against neutral ones, in place of pairs.
+    Args:
+        seed: Seed of prompts, classes and images.
+        batch: Images per round; at least 2.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        precision: As in `livo.utils.precision.resolve`.
+        populations: Whether to build PopAlign's populations, diverse images against neutral ones, in place of pairs.
     """
 
     seed: int = 0
@@ -50,23 +56,17 @@ class Options:
     populations: bool = False
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One image to be made: what it is generated from, and what a judge must read from it."""
-
-    text: str
-    label: int
-    reading: dict[str, str]
-    prompt: str
-    pair: int
-    value: str
-    kind: str = ""  # the class of a debias principle
-    subject: str = ""
-
-
 @dataclass
 class Progress:
-    """A record of the build: how far it is, and what was thrown away why."""
+    """How far a build is.
+
+    Args:
+        principle: The principle, or its directions, that is built.
+        kept: Pairs that are kept so far.
+        wanted: Pairs that are asked for.
+        images: Images that were generated.
+        rejects: How many images were rejected, by attribute or fault.
+    """
 
     principle: str
     kept: int
@@ -85,12 +85,21 @@ def build(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Progress]:
-    """Make the pairs that each principle's `construct` asks for, below `folder`; yield a record a round.
+    """Make the pairs that the `construct` section of each principle describes, and yield the progress after each round.
 
-    Of `world` processes this one is `rank`. When all have come to their end, `finish` writes the manifest.
+    When all processes are done, `livo.data.build_folder.finish` writes the manifest.
+
+    Args:
+        pipe: The generator.
+        judge: Reads what the images show.
+        principles: The principles; each needs a `construct` section.
+        folder: Where the rounds are written.
+        options: How images are drawn.
+        rank: The number of this process.
+        world: How many processes share the work.
 
     Raises:
-        PreferenceError: too few images show what they should; or the folder holds data that were made otherwise.
+        PreferenceError: Too few images show what they should, or the folder holds data that were built differently.
     """
     check(pipe, judge, principles, options.batch)
     work = jobs(principles)
@@ -127,12 +136,12 @@ class _Builder:
                 wanted = next(plans)
                 if number % self.world != self.rank or number in finished:
                     continue
-                made = self._generate([w.text for w in wanted], self._seeds(number, len(wanted)))
+                made = self._generate([w.source_prompt for w in wanted], self._seeds(number, len(wanted)))
                 if pending is not None:
                     kept, images = self._add(pending.result(), kept, images, rejects)
                     yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
                 pending = submit(self._keep, number, wanted, made)
-                if kept + len(wanted) // 2 >= self.quota:  # it may be enough: look before another batch is made
+                if kept + len(wanted) // 2 >= self.quota:  # it may be enough: check before another batch is generated
                     kept, images = self._add(pending.result(), kept, images, rejects)
                     pending = None
                     yield Progress(self.job.name, min(kept, self.quota), self.quota, images, dict(rejects))
@@ -142,7 +151,7 @@ class _Builder:
             kept, images = self._add(pending.result(), kept, images, rejects)
         raise PreferenceError(
             f"{self.job.name}: only {kept} of {self.quota} pairs after {images} images, rejected for {dict(rejects)}; "
-            "look at the pictures, reword the construct section, or take a better generator or judge"
+            "look at the images, reword the construct section, or use a better generator or judge"
         )
 
     @staticmethod
@@ -151,7 +160,7 @@ class _Builder:
         return kept + log["pairs"], images + log["images"]
 
     def _plans(self) -> Iterator[list[Wanted]]:
-        """The images of round 0, 1, ...: each depends on the seed and the rounds before it alone."""
+        """The images of round 0, 1, ...: each depends only on the seed and on the rounds before it."""
         census: dict[str, str | None] = {}
         used: Counter = Counter()
         rng = np.random.default_rng((self.options.seed, int(_key(self.job.name), 16) % 2**32))
@@ -184,20 +193,20 @@ class _Builder:
         order = rng.permutation(classes).tolist()
         even = self.job.directions or self.options.populations
         most = None if even else self._most(subject, template, words, census)
-        kind = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
-        used[subject, kind] += 1
-        used[kind] += 1
+        name = min((c for c in order if c != most), key=lambda c: (used[subject, c], used[c]))
+        used[subject, name] += 1
+        used[name] += 1
         if self.job.directions:
-            common["value"] = principle.directions[kind]
-        aligned = fill(template, words | {ATTRIBUTE: kind})
-        pair = [Wanted(aligned, 1, also | {construct.judge: kind}, kind=kind, **common)]
+            common["value"] = principle.directions[name]
+        aligned = fill(template, words | {ATTRIBUTE: name})
+        pair = [Wanted(aligned, 1, also | {construct.judge: name}, class_name=name, **common)]
         if self.options.populations:
             return [*pair, Wanted(prompt, 0, also, **common)]
-        rest = most or next(c for c in order if c != kind)
+        rest = most or next(c for c in order if c != name)
         return [*pair, Wanted(fill(template, words | {ATTRIBUTE: rest}), 0, also | {construct.judge: rest}, **common)]
 
     def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str | None]) -> str | None:
-        """The class that the backbone draws most for the subject when none is stated, or None: measured once, kept in a file."""
+        """The class that the backbone draws most often for the subject when the prompt states none, or None; measured once."""
         if subject not in census:
             folder = self.folder / "census" / self.principle.construct.judge
             measured = sorted(folder.glob(f"{_key(subject)}-*.json"))
@@ -215,7 +224,7 @@ class _Builder:
                     )
                 seen = Counter(verdict.classes.get(self.principle.construct.judge) for verdict in read)
                 counts = {c: seen[c] for c in self.principle.attributes}
-                measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # processes that meet here find the same
+                measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # several processes may measure it, with the same result
                 write_json(measured[0], {"scene": subject, "counts": counts})
             counts = json.loads(measured[0].read_text())["counts"]
             census[subject] = max(counts, key=counts.__getitem__) if any(counts.values()) else None
@@ -236,7 +245,7 @@ class _Builder:
             ).images
 
     def _keep(self, number: int, wanted: list[Wanted], images: list[Image.Image]) -> dict:
-        """Judge a round and write its pairs, both of whose images show what they should."""
+        """Judge a round and write the pairs whose two images both show what they should."""
         read = verdicts(self.judge, images, [w.prompt for w in wanted])
         seeds = self._seeds(number, len(wanted))
         rejects: Counter = Counter()
@@ -246,7 +255,7 @@ class _Builder:
         ]
         for names in faults:
             rejects.update(names)
-        where = place(self.folder, self.job.name) / f"{number:06}"
+        where = rounds_folder(self.folder, self.job.name) / f"{number:06}"
         rows = []
         with replacing(where) as temporary:
             temporary.mkdir(parents=True)
@@ -264,8 +273,8 @@ class _Builder:
                         "scene": w.prompt,
                         "principle": self.principle.id,
                         "subject": w.subject,
-                        "class": w.kind,
-                        "image_prompt": w.text,
+                        "class": w.class_name,
+                        "image_prompt": w.source_prompt,
                         "seed": seeds[i],
                         "judge": self.judged_by,
                         "read": {a: read[i].classes[a] for a in w.reading},
@@ -279,18 +288,25 @@ class _Builder:
 
 
 def _at_once(function: Callable, *args) -> Future:
-    """In the caller's thread: on a CPU a second thread's OpenMP team slows the generator by more than it takes off it."""
+    """Call it in this thread: on a CPU, a second thread slows the generator by more than it saves."""
     done: Future = Future()
     done.set_result(function(*args))
     return done
 
 
 def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Sequence[ValuePrinciple], options: Options) -> None:
-    """Check everything, claim the folder, remove what a kill left half-written: for one process to call before any of them builds.
+    """Check everything, claim the folder, and remove what an interrupted build left half-written. One process calls it before any builds.
+
+    Args:
+        folder: The folder of the build.
+        pipe: The generator.
+        judge: Reads what the images show.
+        principles: The principles that are built.
+        options: How images are drawn.
 
     Raises:
-        ValueError: a principle, the judge or the options cannot be used, and the folder is left alone.
-        PreferenceError: the folder holds data that were made otherwise.
+        ValueError: A principle, the judge or the options cannot be used. The folder is left as it was.
+        PreferenceError: The folder holds data that were built differently.
     """
     check(pipe, judge, principles, options.batch)
     _claim(folder, pipe, judge, jobs(principles), options)
@@ -301,7 +317,7 @@ def prepare(folder: Path, pipe: DiffusionPipeline, judge: Judge, principles: Seq
 
 
 def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> None:
-    """Say in build.json how this folder's images are made, and refuse to add others to them."""
+    """Record in build.json how the images of this folder are made, and refuse to add images that are made differently."""
     modules = {
         name: module
         for name, module in pipe.components.items()
@@ -321,7 +337,7 @@ def _claim(folder: Path, pipe, judge, work: Sequence[Job], options: Options) -> 
     file = folder / "build.json"
     precision = for_pipeline(options.precision, pipe, file=file)
     made = [*folder.glob("rounds/*/*/round.json"), *folder.glob("census/*/*.json")]
-    if made and (changed := differing(file, how)):  # what has made no image yet may start otherwise
+    if made and (changed := differing(file, how)):  # a build without images yet may change
         raise PreferenceError(f"{folder} was built with another {', '.join(changed)}; give another folder, or delete this one")
     write_json(file, how | {"precision": precision.record()})
 

@@ -1,4 +1,4 @@
-"""The latents of preference data, computed once."""
+"""The latents of the images of preference data, computed once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from livo.data.preference_dataset import PreferenceError, Sample, digest, open_sample
+from livo.data.manifest import PreferenceError, Sample, digest, open_sample
 from livo.utils.files import replacing
 from livo.utils.hashing import weights_hash
 
 _SHARD = 256
-_DECODED = 2  # counted up when pictures are decoded in another way, so that no latent of the old way is used
+_DECODED = 2  # increased when images are decoded differently, so that no older latent is used
 
 
 class LatentCache:
-    """Latents of images, computed once: (2, C, h, w) each, as it is and mirrored, scaled as the backbone wants them.
+    """Latents of images: (2, C, h, w) each, as it is and mirrored, scaled as the backbone expects them.
 
-    They lie in safetensors shards in a folder named after the VAE's hash and the resolution, under the hash of the image file's
-    contents; so a changed image or another VAE is encoded anew, and what is there is used by every later run.
+    They are stored in safetensors shards, under the hash of the image file's contents, in a folder that is named after the VAE's hash
+    and the resolution. So a changed image or another VAE is encoded again, and every later run reuses what exists.
+
+    Args:
+        folder: The cache folder.
+        vae: The backbone's VAE.
+        resolution: The side in pixels that images are cropped and scaled to.
     """
 
     def __init__(self, folder: str | Path, vae: AutoencoderKL, resolution: int):
@@ -35,14 +40,20 @@ class LatentCache:
         self._shards: dict[str, Path] = {}
 
     def fill(self, samples: Sequence[Sample], batch: int = 16, rank: int = 0, world: int = 1) -> None:
-        """Encode what is missing; of several processes each takes its share, and all must wait for each other before `load`.
+        """Encode what is missing. Each process takes its share; all must wait for each other before `load`.
+
+        Args:
+            samples: The samples whose images are encoded.
+            batch: Images per pass of the VAE.
+            rank: The number of this process.
+            world: How many processes share the work.
 
         Raises:
-            PreferenceError: an image cannot be read.
+            PreferenceError: An image cannot be read, or its latents are not finite.
         """
         self._find()
         keys = {digest(sample.file.read_bytes()): sample for sample in samples if sample.file.is_file() or open_sample(sample)}
-        mine = sorted(keys)[rank::world]  # of all, not of what is missing, which another process may be changing
+        mine = sorted(keys)[rank::world]  # a share of all, because another process may be changing what is missing
         missing = [(key, keys[key]) for key in mine if key not in self._shards]
         bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
         for first in range(0, len(missing), _SHARD):
@@ -53,7 +64,7 @@ class LatentCache:
                 latents = self._encode([open_sample(sample) for _, sample in part])
                 if not latents.isfinite().all():
                     raise PreferenceError(
-                        f"{part[0][1].where}: the VAE's latents are not finite; encode in float32, or take another VAE"
+                        f"{part[0][1].where}: the VAE's latents are not finite; encode in float32, or use another VAE"
                     )
                 tensors |= {key: latents[:, j].contiguous() for j, (key, _) in enumerate(part)}
                 bar.update(len(part))
@@ -63,7 +74,11 @@ class LatentCache:
         bar.close()
 
     def load(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """Latents (N, 2, C, h, w), in the order of the samples."""
+        """Latents (N, 2, C, h, w), in the order of the samples.
+
+        Args:
+            samples: Samples that `fill` has encoded.
+        """
         self._find()
         keys = [digest(sample.file.read_bytes()) for sample in samples]
         wanted: dict[Path, set[str]] = defaultdict(set)
@@ -82,7 +97,9 @@ class LatentCache:
                 with safe_open(file, "pt") as shard:
                     self._shards |= dict.fromkeys(shard.keys(), file)
             except SafetensorError as error:
-                raise PreferenceError(f"{file}: not a readable safetensors file ({error}); delete it, it is made again") from None
+                raise PreferenceError(
+                    f"{file}: not a readable safetensors file ({error}); delete it, and it is computed again"
+                ) from None
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -95,7 +112,7 @@ class LatentCache:
 
 
 def _pixels(image: Image.Image, resolution: int) -> torch.Tensor:
-    """Centre crop, scaled: (3, resolution, resolution) in -1..1."""
+    """The centre of the image, scaled: (3, resolution, resolution) in -1..1."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))

@@ -1,244 +1,55 @@
-"""Preference data: what a folder of judged images holds, and whether it can be trained on.
-
-The layout is the papers': `metadata.jsonl` beside images, one JSON object a line with `prompt`, `value`, `label` (1 aligned, 0
-violating) and `file_name`. In the official data each `<type>/<scene>/` folder has such a file and is one scene; `livo build` writes one
-file for the whole folder, whose lines name their `scene` and how the image came about. A pair is an aligned image and a violating
-one of the same scene.
-"""
+"""The dataset that training reads: samples, the pairs they form, and their cached latents and text embeddings."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+import json
+from collections.abc import Mapping, Sequence
 
-from PIL import Image
+import torch
 
-from livo.utils.files import is_text, load_json, read_text, split_lines
-from livo.utils.images import ImageError, check_images, ignored, is_image_file, open_image
-
-MANIFEST = "metadata.jsonl"
-_SMALL = 16  # pixels; a picture with a shorter side is enlarged beyond recognition
+from livo.data.embedding_cache import PromptEmbeddings
+from livo.data.manifest import Sample, form_pairs
 
 
-class PreferenceError(ValueError):
-    """Preference data cannot be used. The message names the file, the line and the remedy."""
+class PreferenceDataset:
+    """Judged images with everything that training needs of them, so that no step opens an image or runs a text encoder.
 
+    `livo.data.precompute.encode_dataset` makes one from a folder's samples and a pipeline.
 
-@dataclass(frozen=True)
-class Sample:
-    """One judged image. `where` is the manifest and line that it came from."""
+    Args:
+        samples: N judged images.
+        latents: Their latents, (N, 2, C, h, w), scaled as the UNet expects them: as they are, and mirrored.
+        embeddings: The embeddings of every prompt that training may use, among them those of the empty prompt.
 
-    prompt: str
-    value: str
-    label: int
-    file: Path
-    scene: str
-    where: str
-    principle: str | None = None
-    direction: bool = False  # its value is a direction of the principle
-    kind: str = ""  # the class of a debias principle that it shows, and
-    made_from: str = ""  # the prompt that it was made from, where the data tell
-
-
-@dataclass
-class Report:
-    """What `check` found: `problems` are in the way of training, `notes` are worth knowing."""
-
-    samples: list[Sample]
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Counts per principle (or statement): scenes, aligned images, violating images."""
-        groups: dict[str, list[Sample]] = defaultdict(list)
-        for sample in self.samples:
-            groups[sample.principle or sample.value].append(sample)
-        lines = [f"{'principle':34} {'scenes':>7} {'aligned':>8} {'violating':>10}"]
-        for name, samples in sorted(groups.items()):
-            labels = Counter(sample.label for sample in samples)
-            lines.append(f"{name[:34]:34} {len({s.scene for s in samples}):7} {labels[1]:8} {labels[0]:10}")
-        return "\n".join(lines)
-
-
-def check(folder: str | Path) -> Report:
-    """Read everything, images included, and say all that is wrong with it; nothing is raised but for a missing folder."""
-    folder = Path(folder)
-    report = _scan(folder)
-    digests: dict[str, Sample] = {}
-    usable = []
-    for sample, (size, fault) in zip(report.samples, check_images([s.file for s in report.samples]), strict=True):
-        if fault:
-            report.problems.append(f"{sample.where}: {fault}")
-            continue
-        usable.append(sample)
-        if min(size) < _SMALL:
-            report.notes.append(f"{sample.where}: {sample.file.name} has only {size[0]} x {size[1]} pixels; it will be enlarged")
-        twin = digests.setdefault(digest(sample.file.read_bytes()), sample)
-        if twin is not sample and twin.label != sample.label and twin.scene == sample.scene:
-            report.problems.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where} with the other label")
-        elif twin is not sample:
-            report.notes.append(f"{sample.where}: {sample.file.name} is the same image as {twin.where}")
-    report.notes += _strays(folder, {sample.file for sample in report.samples})
-    report.samples = usable
-    report.problems += _without_partners(usable)
-    return report
-
-
-def _strays(folder: Path, listed: set[Path]) -> list[str]:
-    """Notes on files that are not used."""
-    others = [f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST and f.resolve() not in listed]
-    if (folder / "data_card.json").is_file():  # of a build's own are its contact sheets, and the pairs that it dropped
-        others = [f for f in others if f.parent != folder and f.relative_to(folder).parts[0] not in ("rounds", "census")]
-    strays = [f for f in others if is_image_file(f)]
-    notes = [f"{len(strays)} images are in no {MANIFEST}, {strays[0]} for one; they are not used"] if strays else []
-    return notes + [note for note in [ignored(f for f in others if not is_image_file(f))] if note]
-
-
-def read(folder: str | Path) -> list[Sample]:
-    """The samples of a folder, for training; image contents are read later, by `encode_latents`.
-
-    Raises:
-        PreferenceError: anything that `check` calls a problem and that can be seen without opening the images.
+    Attributes:
+        pairs: For each aligned sample: its index, and the indices of the violating samples of its scene.
     """
-    report = _scan(Path(folder))
-    gone = [sample for sample in report.samples if not sample.file.is_file()]
-    problems = report.problems + [f"{s.where}: no such file {s.file}; restore it or delete the line" for s in gone]
-    problems += _without_partners(report.samples)
-    if problems:
-        more = f" (and {len(problems) - 1} more problems: livo build --check {folder})" if len(problems) > 1 else ""
-        raise PreferenceError(problems[0] + more)
-    return report.samples
 
+    def __init__(self, samples: Sequence[Sample], latents: torch.Tensor, embeddings: Mapping[str, PromptEmbeddings]):
+        self.samples, self.latents, self.embeddings = samples, latents, embeddings
+        self.pairs = form_pairs(samples)
 
-def pairs(samples: Sequence[Sample]) -> list[tuple[int, tuple[int, ...]]]:
-    """For each aligned sample its index and those of the violating samples of its scene, from which one is drawn."""
-    violating: dict[str, list[int]] = defaultdict(list)
-    for i, sample in enumerate(samples):
-        if not sample.label:
-            violating[sample.scene].append(i)
-    return [(i, tuple(violating[s.scene])) for i, s in enumerate(samples) if s.label and violating[s.scene]]
+    def embed(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """The cached embeddings of prompts, one row for each.
 
+        Args:
+            prompts: Prompts of the samples, or "".
 
-def check_pictures(samples: Sequence[Sample]) -> None:
-    """Decode every image, before anything that takes long. Raises PreferenceError at the end, with the first that cannot be read."""
-    faults = [
-        f"{s.where}: {found.fault}"
-        for s, found in zip(samples, check_images([s.file for s in samples]), strict=True)
-        if found.fault
-    ]
-    if faults:
-        more = f" (and {len(faults) - 1} more; livo build --check lists them)" if len(faults) > 1 else ""
-        raise PreferenceError(faults[0] + more)
+        Raises:
+            KeyError: A prompt was not among those that were encoded.
+        """
+        return PromptEmbeddings.cat([self.embeddings[prompt] for prompt in prompts])
 
+    def digest(self, *, classes: bool = False, source_prompts: bool = False) -> str:
+        """A hash of everything that a training run reads of the data. A run is resumed only if it has not changed.
 
-def open_sample(sample: Sample) -> Image.Image:
-    try:
-        return open_image(sample.file)
-    except ImageError as error:
-        raise PreferenceError(f"{sample.where}: {error}") from None
-
-
-# --- manifests ----------------------------------------------------------------------------------------------------------
-
-
-def check_folder(folder: Path) -> None:
-    """Raises PreferenceError where there is no such folder, or one without preference data."""
-    if not folder.is_dir():
-        raise PreferenceError(f"{folder}: no such folder of preference data; make one with `livo build`")
-    if not _manifests(folder):
-        raise PreferenceError(f"{folder}: no {MANIFEST} in it or in its <type>/<scene> folders; is it the right folder?")
-
-
-def _manifests(folder: Path) -> list[Path]:
-    return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
-
-
-def _scan(folder: Path) -> Report:
-    check_folder(folder)
-    report, seen = Report([]), {}
-    for manifest in _manifests(folder):
-        try:
-            lines = split_lines(read_text(manifest))
-        except (OSError, ValueError) as error:
-            report.problems.append(str(error))
-            continue
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{manifest}:{number}"
-            try:
-                sample = _sample(line, where, manifest, folder)
-            except PreferenceError as error:
-                report.problems.append(str(error))
-                continue
-            if sample.file in seen:
-                report.problems.append(f"{where}: {sample.file.name} stands already in {seen[sample.file]}; keep one line")
-                continue
-            seen[sample.file] = where
-            report.samples.append(sample)
-    if not report.samples and not report.problems:
-        report.problems.append(f"{folder}: its {MANIFEST} files are empty")
-    return report
-
-
-def _sample(line: str, where: str, manifest: Path, folder: Path) -> Sample:
-    try:
-        row = load_json(line, where)
-    except ValueError as error:
-        raise PreferenceError(f"{error}; correct or delete the line") from None
-    if not isinstance(row, dict):
-        raise PreferenceError(f"{where}: {row!r} is not a JSON object with prompt, value, label and file_name")
-    for name in ("prompt", "value", "file_name"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise PreferenceError(f"{where}: {name} is {row.get(name)!r}: give a text")
-    for name in ("scene", "principle", "class", "image_prompt"):
-        if not isinstance(row.get(name), (str, type(None))):
-            raise PreferenceError(f"{where}: {name} is {row[name]!r}: give a text, or leave it out")
-    texts = [row[name] for name in ("prompt", "value", "file_name", "scene", "principle", "image_prompt") if row.get(name)]
-    if any("\0" in text or not is_text(text) for text in texts):
-        raise PreferenceError(f"{where}: a text holds a NUL or half a character; write it again")
-    if row.get("label") not in (0, 1):
-        raise PreferenceError(f"{where}: label is {row.get('label')!r}: 1 is aligned, 0 is violating")
-    try:
-        name = PureWindowsPath(row["file_name"])  # which reads / and \\ alike
-        file = (manifest.parent / (row["file_name"] if name.drive else name.as_posix())).resolve()
-        file.is_file()
-    except OSError as error:
-        raise PreferenceError(f"{where}: file_name {row['file_name'][:40]!r}... is no name for a file ({error.strerror})") from None
-    if name.drive or not file.is_relative_to(manifest.parent.resolve()):
-        raise PreferenceError(f"{where}: file_name {row['file_name']!r} leaves its folder; move the image beside its {MANIFEST}")
-    scene = row.get("scene") or str(manifest.parent.relative_to(folder))
-    return Sample(
-        row["prompt"],
-        row["value"],
-        int(row["label"]),
-        file,
-        f"{row['value']}/{scene}",
-        where,
-        row.get("principle"),
-        bool(row.get("direction")),
-        row.get("class") or "",
-        row.get("image_prompt") or "",
-    )
-
-
-def _without_partners(samples: Iterable[Sample]) -> list[str]:
-    labels: dict[str, set[int]] = defaultdict(set)
-    first: dict[str, Sample] = {}
-    for sample in samples:
-        labels[sample.scene].add(sample.label)
-        first.setdefault(sample.scene, sample)
-    missing = {0: "violating", 1: "aligned"}
-    return [
-        f"{first[scene].where}: scene {scene!r} has no {missing[1 - label]} image, so it makes no pair; add one or delete the scene"
-        for scene, (label, *rest) in ((scene, tuple(found)) for scene, found in labels.items())
-        if not rest
-    ]
-
-
-def digest(content: bytes) -> str:
-    """A short hash of a file's contents."""
-    return hashlib.sha256(content).hexdigest()[:32]
+        Args:
+            classes: Whether the run reads the classes of the images.
+            source_prompts: Whether the run reads the prompts that the images were generated from.
+        """
+        content = [
+            [s.prompt, s.value, s.label, s.scene] + [s.class_name] * classes + [s.source_prompt] * source_prompts
+            for s in self.samples
+        ]
+        return hashlib.sha256(json.dumps(content).encode() + self.latents.numpy().tobytes()).hexdigest()[:16]

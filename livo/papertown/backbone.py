@@ -17,7 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from livo.papertown import corpus
 from livo.papertown.scene import LABELS
-from livo.training.loop import Autocast, optimise
+from livo.training.config import LoopConfig
+from livo.training.loop import Autocast, training_loop
 
 
 def new_vae() -> AutoencoderKL:
@@ -38,14 +39,18 @@ def train_vae(
 ) -> Iterator[dict[str, float]]:
     """L1 and squared error, with a light pull towards a standard normal so that the latents are easy to diffuse."""
 
-    def loss(step: int, _micro: int):
-        x, noise = _pictures_and_noise(step, batch, vae)
+    def pictures(step: int, _micro: int):
+        return _pictures_and_noise(step, batch, vae)
+
+    def loss(pictures):
+        x, noise = pictures
         posterior = vae.encode(x).latent_dist
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return _reconstruction(decoded, x) + 5e-4 * kl, {"kl": kl.detach()}
 
-    return optimise({"vae": vae}, loss, steps=steps, autocast=autocast, lr=2e-3, checkpoints=folder / "vae.checkpoints", ema=0.998)
+    config = LoopConfig(steps, lr=2e-3, ema=0.998)
+    return training_loop({"vae": vae}, pictures, loss, config, folder / "vae.checkpoints", autocast=autocast)
 
 
 def train_decoder(
@@ -53,15 +58,20 @@ def train_decoder(
 ) -> Iterator[dict[str, float]]:
     """The decoder alone, on latents as rough as a sampler leaves them; the encoder, and so the latents, stay as they are."""
 
-    def loss(step: int, _micro: int):
-        x, noise = _pictures_and_noise(step + 1_000_000, batch, vae)
+    def pictures(step: int, _micro: int):
+        roughness = 0.1 * torch.rand(batch, 1, 1, 1, generator=torch.Generator().manual_seed(step))
+        return *_pictures_and_noise(step + 1_000_000, batch, vae), roughness
+
+    def loss(pictures):
+        x, noise, roughness = pictures
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mean
-        roughness = 0.1 * torch.rand(batch, 1, 1, 1, generator=torch.Generator().manual_seed(step)).to(z)
+        roughness = roughness.to(z)
         return _reconstruction(vae.decode(z + roughness * z.std() * noise).sample.float(), x), {}
 
     modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
-    return optimise(modules, loss, steps=steps, autocast=autocast, lr=1e-3, checkpoints=folder / "decoder.checkpoints", ema=0.998)
+    config = LoopConfig(steps, lr=1e-3, ema=0.998)
+    return training_loop(modules, pictures, loss, config, folder / "decoder.checkpoints", autocast=autocast)
 
 
 def _pictures_and_noise(step: int, batch: int, vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,9 +156,12 @@ def train_text_encoder(
     """
     head = nn.Linear(text_encoder.config.hidden_size, sum(map(len, LABELS.values()))).to(text_encoder.device)
 
-    def loss(step: int, _micro: int):
+    def captions(step: int, _micro: int):
         epoch, first = divmod(step * batch, corpus_size)
-        indices = [(first + i) % corpus_size for i in range(batch)]
+        return epoch, [(first + i) % corpus_size for i in range(batch)]
+
+    def loss(captions):
+        epoch, indices = captions
         ids = tokenizer([corpus.prompt(i, epoch) for i in indices], padding=True, return_tensors="pt").input_ids
         logits = head(text_encoder(ids.to(text_encoder.device)).pooler_output).float()
         labels = [corpus.scene(i).labels() for i in indices]
@@ -159,8 +172,8 @@ def train_text_encoder(
         return torch.stack(losses).sum(), {}
 
     modules = {"text_encoder": text_encoder, "head": head}
-    checkpoints = folder / "text_encoder.checkpoints"
-    return optimise(modules, loss, steps=steps, autocast=autocast, lr=1e-3, checkpoints=checkpoints, ema=0.99)
+    config = LoopConfig(steps, lr=1e-3, ema=0.99)
+    return training_loop(modules, captions, loss, config, folder / "text_encoder.checkpoints", autocast=autocast)
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -211,7 +224,7 @@ def train_unet(
     schedule = DDPMScheduler.from_config(new_scheduler().config)
     device = unet.device
 
-    def loss(step: int, _micro: int):
+    def sample(step: int, _micro: int):
         rng = np.random.default_rng((3, step))
         order = np.random.default_rng((4, step * batch // len(latents))).permutation(len(latents))
         indices = order[(step * batch + np.arange(batch)) % len(latents)]
@@ -223,11 +236,14 @@ def train_unet(
         noise = torch.randn(x.shape, generator=generator)
         t = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch  # stratified
         t = (t * schedule.config.num_train_timesteps).long().clamp(max=schedule.config.num_train_timesteps - 1)
-        noisy, target = schedule.add_noise(x, noise, t), schedule.get_velocity(x, noise, t)
+        return schedule.add_noise(x, noise, t), schedule.get_velocity(x, noise, t), t, ids
+
+    def loss(sample):
+        noisy, target, t, ids = sample
         with torch.no_grad():
             hidden = text_encoder(ids.to(device)).last_hidden_state
         predicted = unet(noisy.to(device), t.to(device), hidden).sample
         return F.mse_loss(predicted.float(), target.to(device)), {}
 
-    checkpoints = folder / "unet.checkpoints"
-    return optimise({"unet": unet}, loss, steps=steps, autocast=autocast, lr=1.2e-3, checkpoints=checkpoints, ema=0.999)
+    config = LoopConfig(steps, lr=1.2e-3, ema=0.999)
+    return training_loop({"unet": unet}, sample, loss, config, folder / "unet.checkpoints", autocast=autocast)

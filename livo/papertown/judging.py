@@ -14,7 +14,8 @@ from livo.papertown import corpus
 from livo.papertown.judge import PapertownJudge
 from livo.papertown.render import render
 from livo.papertown.scene import LABELS, Scene
-from livo.training.loop import Autocast, optimise
+from livo.training.config import LoopConfig
+from livo.training.loop import Autocast, training_loop
 
 TRAIN_SEED, TEST_SEED = 1, 2  # the backbone's corpus is seed 0
 
@@ -29,19 +30,21 @@ def train_judge(
 ) -> Iterator[dict[str, float]]:
     """Cross-entropy summed over the attributes."""
 
-    def loss(step: int, _micro: int):
+    def pictures(step: int, _micro: int):
         generator = torch.Generator().manual_seed(step)
         indices = range(step * batch, (step + 1) * batch)
         x = corpus.pixels(np.stack([corpus.picture(i, TRAIN_SEED) for i in indices]))
         x = _roughen(x, generator).to(judge.head.weight.device)
-        truth = targets([corpus.scene(i, TRAIN_SEED) for i in indices])
+        return x, targets([corpus.scene(i, TRAIN_SEED) for i in indices])
+
+    def loss(pictures):
+        x, truth = pictures
         logits = judge(x)
         losses = [F.cross_entropy(logits[a].float(), t.to(x.device), label_smoothing=0.02) for a, t in truth.items()]
         return torch.stack(losses).sum(), {}
 
-    return optimise(
-        {"judge": judge}, loss, steps=steps, autocast=autocast, lr=2e-3, checkpoints=folder / "judge.checkpoints", ema=0.998
-    )
+    config = LoopConfig(steps, lr=2e-3, ema=0.998)
+    return training_loop({"judge": judge}, pictures, loss, config, folder / "judge.checkpoints", autocast=autocast)
 
 
 def _roughen(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from livo.baselines import WeightEdit
 from livo.data import build_folder, builder
-from livo.data.preference_dataset import MANIFEST
+from livo.data.manifest import MANIFEST
 from livo.evaluation.judges import load_judge
 from livo.papertown.build import GENERATION
 from livo.pipelines.stable_diffusion import LiVOPipeline

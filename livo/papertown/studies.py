@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from livo.data.preference_dataset import MANIFEST
+from livo.data.manifest import MANIFEST
 from livo.papertown import tuning
 from livo.papertown.build import TRAINING
 from livo.papertown.runs import checkpoints, data, encoder_at, lora_at, subset, trained

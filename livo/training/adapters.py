@@ -1,65 +1,48 @@
-"""What is trained beside the frozen backbone: a value encoder, or a LoRA on the UNet. One interface for every objective."""
+"""What is trained next to the frozen backbone: a value encoder, or a LoRA of the UNet. One interface for every objective."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn.grad import conv2d_input
 
+from livo.data.embedding_cache import PromptEmbeddings
 from livo.pipelines.stable_diffusion import LiVOPipeline, LiVOXLPipeline
 from livo.utils.hashing import lora_hash, stored_hash
 from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
-from livo.value_encoder.token import encode_value, fuse, tokenize
+from livo.value_encoder.token import encode_value, fuse
 
 LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
-_SHORT = 16 * 16  # positions of a latent whose attention maps are small enough to keep for the way back
+_SHORT = 16 * 16  # positions of a latent whose attention maps are small enough to keep for the backward pass
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What the frozen text encoders make of prompts: embeddings (N, length, width), and SDXL's pooled ones (N, width)."""
+class Adapter:
+    """The trained model (`predict`) and the frozen one (`reference`). Both return the UNet's output.
 
-    embeds: torch.Tensor
-    pooled: torch.Tensor | None = None
+    Args:
+        pipe: The pipeline. Its UNet is frozen, and made to keep fewer activations.
+        resolution: The side of the images in pixels.
 
-    def __getitem__(self, rows) -> Condition:
-        return Condition(self.embeds[rows], None if self.pooled is None else self.pooled[rows])
-
-    def repeat(self, times: int) -> Condition:
-        return Condition(self.embeds.repeat(times, 1, 1), None if self.pooled is None else self.pooled.repeat(times, 1))
-
-    def to(self, device: torch.device) -> Condition:
-        return Condition(self.embeds.to(device), None if self.pooled is None else self.pooled.to(device))
-
-
-@torch.no_grad()
-def encode_texts(pipe: DiffusionPipeline, texts: Sequence[str], device: torch.device) -> Condition:
-    """Encode prompts as the pipeline itself does, padded to full length."""
-    if isinstance(pipe, StableDiffusionXLPipeline):
-        embeds, _, pooled, _ = pipe.encode_prompt(list(texts), device=device, do_classifier_free_guidance=False)
-        return Condition(embeds, pooled)
-    return Condition(pipe.text_encoder(tokenize(pipe.tokenizer, texts).to(device)).last_hidden_state)
-
-
-class _Adapter:
-    """`predict` is the model that is trained, `reference` the frozen one; both map (noisy, t, condition) to the UNet's output."""
+    Attributes:
+        name: The adapter's name in files: "value_encoder" or "lora".
+        modules: What is trained, by the names that checkpoints use.
+    """
 
     name: str
     modules: dict[str, nn.Module]
 
     def __init__(self, pipe: LiVOPipeline | LiVOXLPipeline, resolution: int):
         self.pipe, self.unet, self.resolution = pipe, pipe.unet.requires_grad_(False), resolution
-        _ease_backward(self.unet, resolution // pipe.vae_scale_factor)
+        _save_memory(self.unet, resolution // pipe.vae_scale_factor)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """The trained parameters, by the names that checkpoints use."""
         return [(f"{m}.{n}", p) for m, module in self.modules.items() for n, p in module.named_parameters() if p.requires_grad]
 
     def _call(self, noisy, t, embeds: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
@@ -71,13 +54,45 @@ class _Adapter:
         dtype = self.unet.dtype
         return self.unet(noisy.to(dtype), t, embeds.to(dtype), **extra).sample
 
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: PromptEmbeddings, texts: Sequence[str]) -> torch.Tensor:
+        """The prediction of the trained model, (N, C, h, w).
+
+        Args:
+            noisy: Noisy latents, (N, C, h, w).
+            t: Timesteps in the backbone's unit, (N,).
+            embeddings: The prompt embeddings of each row.
+            texts: What the value encoder reads for each row (`value_text`). A LoRA does not use it.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
-    def reference(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        return self._call(noisy, t, condition.embeds, condition.pooled)
+    def reference(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: PromptEmbeddings) -> torch.Tensor:
+        """The prediction of the frozen backbone, (N, C, h, w).
+
+        Args:
+            noisy, t, embeddings: As in `predict`.
+        """
+        return self._call(noisy, t, embeddings.embeds, embeddings.pooled)
+
+    def sampling(self) -> AbstractContextManager[LiVOPipeline | LiVOXLPipeline]:
+        """A context in which the pipeline generates with the adapter."""
+        raise NotImplementedError
+
+    def identifier(self) -> str:
+        """The hash of the weights that `save` writes, as records name them."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights.
+
+        Args:
+            folder: An empty folder, or one that does not exist yet.
+        """
+        raise NotImplementedError
 
 
 class _FrozenConvolution(torch.autograd.Function):
-    """A convolution whose weights are not trained, which therefore need not keep its input for the way back, as PyTorch's own does."""
+    """A convolution with frozen weights. Unlike PyTorch's own, it does not keep its input for the backward pass."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
@@ -91,10 +106,10 @@ class _FrozenConvolution(torch.autograd.Function):
         return conv2d_input(ctx.shape, layer.weight.to(gradient.dtype), gradient, *how).to(ctx.dtype), None
 
 
-def _ease_backward(unet: nn.Module, side: int) -> None:
-    """The same mathematics with less kept, and on a CPU faster: there PyTorch's fused attention goes backward at half the speed.
+def _save_memory(unet: nn.Module, side: int) -> None:
+    """Keep fewer activations for the backward pass. `side` is that of the latents.
 
-    `side` is that of the latents.
+    Small latents on a CPU use plain attention: the backward pass of PyTorch's fused attention takes twice as long there.
     """
     for layer in unet.modules():
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
@@ -107,10 +122,17 @@ def _frozen_convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return _FrozenConvolution.apply(x, layer)
 
 
-class ValueEncoderAdapter(_Adapter):
-    """LiVO's: one token in front of the prompt embeddings, in float32 whatever the backbone's dtype.
+class ValueEncoderAdapter(Adapter):
+    """A value encoder: one token in front of the prompt embeddings, trained in float32 whatever the backbone's dtype.
 
-    Where cross-attention is wider than the text encoder that is copied, as in SDXL, a projection behind it is trained too.
+    Where cross-attention is wider than the copied text encoder, as in SDXL, the projection after it is trained too.
+
+    Args:
+        pipe: The pipeline, as in `Adapter`.
+        resolution: The side of the images in pixels.
+        statements: The statements that the data teach. They are stored with the weights.
+        freeze_embeddings: Whether the token and position embeddings stay as they are.
+        start: The value encoder to start from: a hub id, a folder or a .safetensors file; "" for a copy of the text encoder.
     """
 
     name = "value_encoder"
@@ -123,12 +145,12 @@ class ValueEncoderAdapter(_Adapter):
         freeze_embeddings: bool = False,
         start: str = "",
     ):
-        """`start` is a value encoder to go on from, by default a copy of the text encoder."""
+
         super().__init__(pipe, resolution)
         width = pipe.unet.config.cross_attention_dim
         if start:
             encoder = ValueEncoder.load(start, pipe.text_encoder, width, pipe.tokenizer)
-            encoder.config.value_calibration = encoder.config.value_training = None  # they are of the weights before
+            encoder.config.value_calibration = encoder.config.value_training = None  # these describe the weights to start from
         else:
             encoder = ValueEncoder.from_text_encoder(pipe.text_encoder, width)
         self.encoder = encoder.float().requires_grad_(True).train()
@@ -139,15 +161,13 @@ class ValueEncoderAdapter(_Adapter):
                 parameter.requires_grad_("embeddings." not in name)
         self.modules = {"value_encoder": self.encoder}
 
-    def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:
-        """`texts` are those of `value_text`, one a row; each is encoded once."""
-        once = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens = encode_value(self.encoder, self.pipe.tokenizer, list(once))[[once[text] for text in texts]]
-        return self._call(noisy, t, fuse(tokens, condition.embeds), condition.pooled)
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: PromptEmbeddings, texts: Sequence[str]) -> torch.Tensor:
+        unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # each is encoded once
+        tokens = encode_value(self.encoder, self.pipe.tokenizer, list(unique))[[unique[text] for text in texts]]
+        return self._call(noisy, t, fuse(tokens, embeddings.embeds), embeddings.pooled)
 
     @contextmanager
     def sampling(self):
-        """Within this context `pipe` generates with the adapter."""
         before = self.pipe.value_encoder
         self.encoder.eval()
         self.pipe.register_modules(value_encoder=self.encoder)
@@ -158,16 +178,24 @@ class ValueEncoderAdapter(_Adapter):
             self.pipe.register_modules(value_encoder=before)
 
     def identifier(self) -> str:
-        """The hash of what `save` writes, as records name it."""
         return stored_hash(self.encoder)
 
     def save(self, folder: Path) -> None:
-        """A folder that `LiVOPipeline.load_value_encoder` takes."""
+        """Write a folder that `LiVOPipeline.load_value_encoder` loads. See the base class."""
         self.encoder.save_pretrained(folder)
 
 
-class LoRAAdapter(_Adapter):
-    """Low-rank updates of the UNet's attention, through peft: what PopAlign, Diffusion-DPO and SafetyDPO train."""
+class LoRAAdapter(Adapter):
+    """Low-rank updates of the UNet's attention, through peft: what PopAlign, Diffusion-DPO and SafetyDPO train.
+
+    Args:
+        pipe: The pipeline, as in `Adapter`.
+        resolution: The side of the images in pixels.
+        rank: The rank of the updates; their scale is 1.
+
+    Raises:
+        ValueError: peft is not installed.
+    """
 
     name = "lora"
 
@@ -184,28 +212,26 @@ class LoRAAdapter(_Adapter):
                 parameter.data = parameter.data.float()
         self.modules = {"unet": self.unet}
 
-    def predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition, texts: Sequence[str]) -> torch.Tensor:
-        return self._call(noisy, t, condition.embeds, condition.pooled)
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: PromptEmbeddings, texts: Sequence[str]) -> torch.Tensor:
+        return self._call(noisy, t, embeddings.embeds, embeddings.pooled)
 
     @torch.no_grad()
-    def reference(self, noisy: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def reference(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: PromptEmbeddings) -> torch.Tensor:
         self.unet.disable_adapters()
         try:
-            return super().reference(noisy, t, condition)
+            return super().reference(noisy, t, embeddings)
         finally:
             self.unet.enable_adapters()
 
     @contextmanager
     def sampling(self):
-        """Within this context `pipe` generates with the adapter: it does so all the time."""
         yield self.pipe
 
     def identifier(self) -> str:
-        """The hash of what `save` writes, as records name it."""
         return lora_hash({"unet": self.unet}, "default")
 
     def save(self, folder: Path) -> None:
-        """A folder that `load_lora_weights` of the pipeline takes."""
+        """Write a folder that `pipe.load_lora_weights` loads. See the base class."""
         from peft.utils import get_peft_model_state_dict
 
         state = {key: value.contiguous() for key, value in get_peft_model_state_dict(self.unet).items()}

@@ -1,4 +1,4 @@
-"""The options of a training run: the command line and config.json in the run folder are made from this one class.
+"""The options of a training run. The command line and config.json in the run folder are made from this one class.
 
 `option`, `flag` and `add_options` do the same for any other class of options.
 """
@@ -17,19 +17,38 @@ from livo.utils.precision import HELP, PRECISIONS
 OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
 OBJECTIVES = ("livo", "popalign", "diffusion_dpo", "livo+popalign", "distillation")
 ADAPTERS = ("value_encoder", "lora")
+TRACKERS = ("tensorboard", "wandb", "none")
+_FREE = ("precision", "tracker")  # options that a resumed run may change
 
 
 def option(default, help: str, **more):
+    """A field of a class of options.
+
+    Args:
+        default: Its default value, which also gives the type.
+        help: Its description on the command line.
+        more: `choices`, the values that it may have.
+    """
     return field(default=default, metadata={"help": help, **more})
 
 
 def flag(name: str) -> str:
-    """A field's name on the command line."""
+    """The name of a field on the command line.
+
+    Args:
+        name: The field's name.
+    """
     return "--" + name.replace("_", "-")
 
 
 def add_options(parser: ArgumentParser, options: type, whole: Callable[[str], int] = int) -> None:
-    """One flag for each `option` of the class `options`; `whole` reads whole numbers."""
+    """Add a flag for each field of a class of options.
+
+    Args:
+        parser: The parser.
+        options: A dataclass whose fields are made by `option`.
+        whole: Parses whole numbers.
+    """
     for each in fields(options):
         default = each.default
         about = each.metadata["help"] + ("" if default in ("", ()) else f" (default {default})")
@@ -44,70 +63,110 @@ def add_options(parser: ArgumentParser, options: type, whole: Callable[[str], in
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    """How `livo.training.loop.training_loop` updates, records and saves weights.
+
+    Args:
+        steps: Optimiser steps.
+        lr: Peak learning rate.
+        warmup: Steps of linear warm-up before the cosine.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Gradients are clipped to this norm.
+        accumulation: Micro-batches per step.
+        ema: Decay of the averaged weights that the modules hold at the end; 0 keeps no average.
+        optimizer: One of OPTIMIZERS.
+        log_every: Steps between two records.
+        save_every: Steps between two checkpoints.
+        keep: How many checkpoints are kept, the newest.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    ema: float = 0.0
+    optimizer: str = "adamw"
+    log_every: int = 10
+    save_every: int = 250
+    keep: int = 1
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that a run depends on. The command line is made from this class, and config.json in the run folder is it."""
+    """Everything that a run depends on; config.json in the run folder holds the same fields. `livo train --help` describes each.
+
+    Raises:
+        ValueError: A value is out of its range, or two options contradict each other.
+    """
 
     data: str = option("", "folder of preference data, from `livo build` or in the papers' layout")
-    output: str = option("", "the run's folder")
-    model: str = option(bundled_models()[0].name, f"{bundled_names()}, or a Stable Diffusion: hub id or folder")
+    output: str = option("", "folder of the run")
+    model: str = option(bundled_models()[0].name, f"{bundled_names()}, or a Stable Diffusion model: hub id or folder")
     value_encoder: str = option(
-        "", "value encoder to go on from: hub id, folder or .safetensors file; default: a copy of the text encoder"
+        "", "value encoder to start from: hub id, folder or .safetensors file; default: a copy of the text encoder"
     )
     adapter: str = option("value_encoder", "what is trained", choices=ADAPTERS)
-    objective: str = option("livo", "what it is trained with", choices=OBJECTIVES)
+    objective: str = option("livo", "the loss", choices=OBJECTIVES)
     beta: float = option(
-        1000.0, "scale of the winners' term (livo), of the implicit reward (popalign, diffusion_dpo), or of the gap (distillation)"
+        1000.0, "scale of the winners' term (livo), the implicit reward (popalign, diffusion_dpo) or the gap (distillation)"
     )
     alpha: float = option(500.0, "livo: scale of the losers' term")
-    gamma_1: float = option(1.0, "livo: bound of the winners' push")
-    gamma_2: float = option(0.5, "livo: bound of the losers' push")
-    popalign_weight: float = option(1.0, "livo+popalign: weight of the second term")
-    popalign_beta: float = option(5000.0, "livo+popalign: beta of the second term")
-    centre: str = option("mean", "popalign: what a sample's gain is measured against", choices=("mean", "clipped"))
-    guidance: float = option(1.0, "measure errors on the prediction guided at this scale; 1 is the papers' loss")
+    gamma_1: float = option(1.0, "livo: bound of the winners' term")
+    gamma_2: float = option(0.5, "livo: bound of the losers' term")
+    popalign_weight: float = option(1.0, "livo+popalign: weight of the popalign term")
+    popalign_beta: float = option(5000.0, "livo+popalign: beta of the popalign term")
+    centre: str = option("mean", "popalign: what each gain is compared with", choices=("mean", "clipped"))
+    guidance: float = option(1.0, "guidance scale of the predictions whose errors are measured; 1 is the papers' loss")
     min_snr: float = option(0.0, "gamma of min-SNR weighting; 0 weights all timesteps alike")
     steps: int = option(15000, "optimiser steps")
-    batch: int = option(8, "pairs a process and micro-batch")
-    accumulation: int = option(1, "micro-batches a step; popalign centres each by itself")
+    batch: int = option(8, "pairs per process and micro-batch")
+    accumulation: int = option(1, "micro-batches per step; popalign compares within each")
     lr: float = option(1e-6, "peak learning rate")
     warmup: int = option(100, "steps of linear warm-up before the cosine")
-    weight_decay: float = option(0.01, "AdamW's")
+    weight_decay: float = option(0.01, "weight decay of AdamW")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last ones")
-    interpolate: float = option(1.0, "share of the way from start to end of training that is saved; below 1 spares unseen words")
+    ema: float = option(0.0, "decay of the averaged weights that are saved; 0 saves the last weights")
+    interpolate: float = option(
+        1.0,
+        "save weights interpolated between the start (0) and the end of training (1), as in WiSE-FT; below 1, words that were not "
+        "trained keep more of their meaning",
+    )
     optimizer: str = option("adamw", "adamw_8bit needs bitsandbytes", choices=OPTIMIZERS)
     lora_rank: int = option(4, "rank of the LoRA")
     freeze_embeddings: bool = option(
-        False, "value encoder: train its layers alone, so that words it was not trained on keep their meaning"
+        False, "value encoder: train its layers only, so that words that were not trained keep their meaning"
     )
-    caption_dropout: float = option(0.0, "share of pairs trained without their prompt")
+    caption_dropout: float = option(0.0, "share of pairs that are trained without their prompt")
     prompt_swap: float = option(
         0.0,
-        "share of debias pairs whose value encoder reads the prompt of any pair of the same statement and class, so that the token "
-        "carries the class and nothing of the prompt that it was trained on",
+        "share of debias pairs whose value encoder reads the prompt of another pair with the same statement and class, so that the token "
+        "carries the class and not the prompt",
     )
     contrary_prompt: float = option(
         0.0,
-        "share of debias pairs whose backbone is told the violating image's prompt, which states another class, so that the token holds "
-        "where the prompt's own words speak for one",
+        "share of debias pairs whose backbone gets the violating image's prompt, which states another class, so that the token also works "
+        "for prompts whose words imply a class",
     )
     flip: bool = option(False, "mirror pairs at random")
     resolution: int = option(0, "side of the images in pixels; 0 is the backbone's own")
     precision: str = option("auto", HELP, choices=PRECISIONS)
-    backbone_dtype: str = option("float32", "of the frozen backbone", choices=("float32", "bfloat16", "float16"))
+    backbone_dtype: str = option("float32", "dtype of the frozen backbone", choices=("float32", "bfloat16", "float16"))
     gradient_checkpointing: bool = option(False, "recompute the UNet's activations: less memory, more time")
-    seed: int = option(0, "of everything that is drawn")
+    seed: int = option(0, "seed of everything that is drawn at random")
     log_every: int = option(10, "steps between two records")
-    save_every: int = option(250, "steps between two checkpoints")
-    keep: int = option(2, "checkpoints that are kept, the newest")
+    save_every: int = option(250, "steps between two checkpoints; a multiple of log_every")
+    keep: int = option(2, "number of checkpoints that are kept, the newest")
+    tracker: str = option("tensorboard", "where records go besides metrics.jsonl; wandb needs its package", choices=TRACKERS)
     validate_every: int = option(0, "steps between two validation grids; 0 makes none")
-    validation_prompts: tuple[str, ...] = option((), "default: the first four of the data")
-    validation_images: int = option(8, "images a validation prompt")
+    validation_prompts: tuple[str, ...] = option((), "default: the first four prompts of the data")
+    validation_images: int = option(8, "images per validation prompt")
     judge: str = option(
         "",
-        f"for D1 and R at each validation: {bundled_names()} or a folder of such a judge, clip:, vlm:, gender:, ... as of livo evaluate",
+        f"measures D1 and R at each validation: {bundled_names()} or a folder of such a judge, clip:, vlm:, gender:, ... as in livo evaluate",
     )
-    cache: str = option("", "folder of latents and text embeddings; default: .cache in the data folder")
+    cache: str = option("", "folder of cached latents and text embeddings; default: .cache in the data folder")
 
     def __post_init__(self):
         for f in fields(self):
@@ -117,30 +176,13 @@ class TrainingConfig:
         for name in ("data", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name a folder")
-        if self.value_encoder and self.adapter == "lora":
-            raise ValueError(
-                f"value_encoder is {self.value_encoder}, which a LoRA cannot go on from: leave it out, or make adapter value_encoder"
-            )
-        if self.judge and not self.validate_every:
-            raise ValueError(f"judge is {self.judge}, but validate_every is 0, so no image is judged: give validate_every too")
-        if self.judge and self.adapter == "lora":
-            raise ValueError(f"judge is {self.judge}, but a LoRA is validated without a principle to measure: leave it out")
-        if self.prompt_swap and self.adapter == "lora":
-            raise ValueError(f"prompt_swap is {self.prompt_swap}, but a LoRA reads no prompt for its value: make it 0")
-        if self.objective == "distillation" and self.guidance != 1:
-            raise ValueError(f"guidance is {self.guidance}: distillation compares predictions as they are, so leave it at 1")
-        if self.objective == "distillation" and self.caption_dropout:
-            why = "without their prompt, pairs would still learn what it says from the image's: make it 0"
-            raise ValueError(f"caption_dropout is {self.caption_dropout}, but the objective is distillation: {why}")
-        if self.freeze_embeddings and self.adapter == "lora":
-            raise ValueError("freeze_embeddings is set, but a LoRA trains no embeddings: leave it out")
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
         for name in ("steps", "batch", "accumulation", "log_every", "save_every", "keep", "lora_rank", "validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.save_every % self.log_every:
-            raise ValueError(f"save_every is {self.save_every}: make it a multiple of log_every, {self.log_every}")
-        if self.backbone_dtype == "float16" and self.precision == "fp32":
-            raise ValueError("backbone_dtype is float16: gradients through it need precision fp16 (scaled) or bf16")
         for name in ("lr", "guidance", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -148,17 +190,44 @@ class TrainingConfig:
         for name in (*scales, "min_snr", "warmup", "weight_decay", "resolution", "validate_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be below 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}: it is a decay from 0 to below 1")
-        if not 0 < self.interpolate <= 1:
-            raise ValueError(f"interpolate is {self.interpolate}: it is a share above 0 and at most 1")
-        for name in ("caption_dropout", "prompt_swap", "contrary_prompt"):
+        for name in ("ema", "caption_dropout", "prompt_swap", "contrary_prompt"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it is a share from 0 to below 1")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
+        if not 0 < self.interpolate <= 1:
+            raise ValueError(f"interpolate is {self.interpolate}: it must be above 0 and at most 1")
+
+    def _check_combinations(self) -> None:
+        lora = self.adapter == "lora"
+        if self.value_encoder and lora:
+            raise ValueError(
+                f"value_encoder is {self.value_encoder}, but a LoRA cannot start from one: leave it out, or set adapter to value_encoder"
+            )
+        if self.judge and not self.validate_every:
+            raise ValueError(f"judge is {self.judge}, but validate_every is 0, so no image is judged: set validate_every too")
+        if self.judge and lora:
+            raise ValueError(f"judge is {self.judge}, but a LoRA is validated without a principle to measure: leave it out")
+        if self.prompt_swap and lora:
+            raise ValueError(f"prompt_swap is {self.prompt_swap}, but a LoRA has no value encoder to read a prompt: set it to 0")
+        if self.freeze_embeddings and lora:
+            raise ValueError("freeze_embeddings is set, but a LoRA trains no embeddings: leave it out")
+        if self.objective == "distillation" and self.guidance != 1:
+            raise ValueError(f"guidance is {self.guidance}: distillation compares unguided predictions, so leave it at 1")
+        if self.objective == "distillation" and self.caption_dropout:
+            why = "pairs without a prompt would still learn what the image's own prompt says: set it to 0"
+            raise ValueError(f"caption_dropout is {self.caption_dropout}, but the objective is distillation: {why}")
+        if self.save_every % self.log_every:
+            raise ValueError(f"save_every is {self.save_every}: make it a multiple of log_every, {self.log_every}")
+        if self.backbone_dtype == "float16" and self.precision == "fp32":
+            raise ValueError("backbone_dtype is float16: gradients through it need precision fp16 (scaled) or bf16")
 
     @property
-    def reads_sources(self) -> bool:
-        """Whether the run depends on the prompts that its images were made from."""
+    def loop(self) -> LoopConfig:
+        """The options of the training loop."""
+        return LoopConfig(**{f.name: getattr(self, f.name) for f in fields(LoopConfig)})
+
+    @property
+    def reads_source_prompts(self) -> bool:
+        """Whether the run depends on the prompts that its images were generated from."""
         return self.objective == "distillation" or self.contrary_prompt > 0
 
     @property
@@ -167,26 +236,41 @@ class TrainingConfig:
         return self.contrary_prompt > 0 or self.prompt_swap > 0
 
     def changed(self, before: Mapping) -> list[str]:
-        """The options that have another value in `before`, a run's config.json. An option that is newer than the run had its default.
+        """The names of the options that differ from those of an earlier run, except those that may.
 
-        `precision` is not compared: auto is what the run was begun in, see `livo.utils.precision`.
+        Precision may differ, because auto keeps the precision that the run was started in (`livo.utils.precision`).
+
+        Args:
+            before: The content of the run's config.json. An option that is newer than the run counts as its default.
         """
-        compared = [f for f in fields(self) if f.name != "precision"]
+        compared = [f for f in fields(self) if f.name not in _FREE]
         return [f.name for f in compared if _plain(before.get(f.name, f.default)) != _plain(getattr(self, f.name))]
 
 
 def check_run(config: TrainingConfig, resume: bool) -> None:
-    """Raises OSError or ValueError where `config.output` holds no run that could be resumed, or one that would be overwritten."""
+    """Check that the run folder fits what is asked.
+
+    Args:
+        config: The run's options.
+        resume: Whether the run in `config.output` is resumed.
+
+    Raises:
+        FileNotFoundError: There is no run to resume.
+        FileExistsError: The folder holds a run, which would be overwritten.
+        ValueError: The run was started with other options.
+    """
     run = Path(config.output)
     file = run / "config.json"
     if not file.is_file():
         if resume:
-            raise FileNotFoundError(f"{run} holds no run to resume; leave --resume out")
+            raise FileNotFoundError(f"{run} holds no run to resume; leave out --resume")
         return
     if not resume:
-        raise FileExistsError(f"{run} holds a run already: resume it with --resume latest, or give another --output")
+        raise FileExistsError(f"{run} already holds a run: resume it with --resume latest, or give another --output")
     if changed := [name for name in config.changed(json.loads(file.read_text())) if name != "output"]:
-        raise ValueError(f"{run} was started with another {', '.join(changed)}: resume it as it was, or give another --output")
+        raise ValueError(
+            f"{run} was started with another {', '.join(changed)}: resume it with the same options, or give another --output"
+        )
 
 
 def _plain(value):

@@ -1,32 +1,39 @@
-"""The loss of a training step: the adapter's errors and the frozen backbone's on a batch, through an objective."""
+"""The training step: from a batch to its loss, through the adapter, the frozen backbone and the objective."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from livo.data.embedding_cache import PromptEmbeddings
 from livo.training import objectives
-from livo.training.adapters import Condition
+from livo.training.adapters import Adapter
 from livo.training.config import TrainingConfig
 from livo.training.loop import Record
-from livo.training.noise import Noising
-from livo.training.objectives import squared_error
-from livo.training.sampler import Batches
+from livo.training.noise import NoiseSchedule
+from livo.training.objectives import Statistics, squared_error
+from livo.training.sampler import PreferenceBatch
 from livo.value_encoder.token import value_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_LOOK = 50  # steps for which one look at the hinges holds
-_BUSY = 0.65  # share of pushing hinges from which a look costs more than it saves: 0.77 on a CPU, 0.5 where backward is cheap
+_PROBE_EVERY = 50  # steps for which the number of idle hinges is taken to be the same
+_BUSY = 0.65  # share of active hinges above which a pass without gradient costs more than it saves: 0.77 on a CPU, 0.5 on a GPU
 _LOST = 4.0  # times the reference's error on aligned images: a model that is so far off no longer denoises
 
 
-def objective_function(config: TrainingConfig, average=None) -> objectives.Objective:
+def make_objective(config: TrainingConfig, average: Callable[[torch.Tensor], torch.Tensor] | None = None) -> objectives.Objective:
+    """The objective that a run's options name.
+
+    Args:
+        config: The run's options.
+        average: Averages a scalar over all processes; None if there is one process.
+    """
     bounded = partial(objectives.livo, beta=config.beta, alpha=config.alpha, gamma_1=config.gamma_1, gamma_2=config.gamma_2)
     population = partial(objectives.popalign, centre=config.centre, average=average)
     if config.objective == "livo":
@@ -41,102 +48,129 @@ def objective_function(config: TrainingConfig, average=None) -> objectives.Objec
 
 
 @dataclass
-class _Rows:
-    """Images of a batch, noised, with all that the UNet is told of them; `unconditional` is its prediction where guidance is."""
+class _Inputs:
+    """What the UNet gets for each of 2B images, what it should predict, and its unconditional prediction if errors are guided."""
 
     noisy: torch.Tensor
     target: torch.Tensor
     t: torch.Tensor
-    told: torch.Tensor
-    condition: Condition
+    model_t: torch.Tensor
+    embeddings: PromptEmbeddings
     texts: list[str]
     unconditional: torch.Tensor | None
 
-    def at(self, rows: torch.Tensor) -> _Rows:
+    def __getitem__(self, rows: torch.Tensor) -> _Inputs:
         texts = [self.texts[i] for i in rows.tolist()]
         unconditional = None if self.unconditional is None else self.unconditional[rows]
-        tensors = (x[rows] for x in (self.noisy, self.target, self.t, self.told))
-        return _Rows(*tensors, self.condition[rows], texts, unconditional)
+        tensors = (x[rows] for x in (self.noisy, self.target, self.t, self.model_t))
+        return _Inputs(*tensors, self.embeddings[rows], texts, unconditional)
 
 
-class Loss:
-    """`optimise`'s loss: errors of the adapter and of the frozen backbone on a batch, through the objective.
+class TrainingStep:
+    """`step(batch)` is the loss of a batch and its statistics.
 
-    A hinge beyond its bound has no gradient. With LiVO's objective, as long as many are idle, the batch is first looked at without
-    one, and only the images whose hinge still pushes go through the UNet again with one. The mathematics is the same. How many push is
-    found out every `_LOOK` steps, counted from a checkpoint, so that a resumed run takes the same way.
+    A hinge of LiVO's objective that is beyond its bound has no gradient. As long as many hinges are idle, the adapter first predicts the
+    whole batch without a gradient, and then only the images with an active hinge with one; the mathematics is the same. How many are
+    active is measured every 50 steps, counted from a checkpoint, so that a resumed run does the same.
+
+    Args:
+        config: The run's options.
+        adapter: The model that is trained, and the frozen one.
+        noise: The noise schedule of the backbone.
+        empty: The embeddings of the empty prompt, one row, for guided errors.
+        accelerator: Its device computes; its processes share PopAlign's mean.
+
+    Raises:
+        ValueError: The objective compares populations, but a step has a single pair.
     """
 
-    def __init__(self, config, pipe, adapter, batches: Batches, condition: dict[str, Condition], accelerator: Accelerator):
-        self.config, self.adapter, self.batches, self.condition = config, adapter, batches, condition
+    def __init__(
+        self,
+        config: TrainingConfig,
+        adapter: Adapter,
+        noise: NoiseSchedule,
+        empty: PromptEmbeddings,
+        accelerator: Accelerator,
+    ):
+        self.config, self.adapter, self.noise = config, adapter, noise
         self.device = accelerator.device
-        self.noising = Noising(pipe.scheduler)
+        self.empty = empty.to(self.device)
         average = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
-        self.objective = objective_function(config, average)
+        self.objective = make_objective(config, average)
         if "popalign" in config.objective and config.batch * accelerator.num_processes == 1:
-            raise ValueError(f"batch is 1: {config.objective} prefers populations, so give at least 2 pairs a micro-batch")
+            raise ValueError(f"batch is 1: {config.objective} compares populations, so give at least 2 pairs per micro-batch")
         self.idle = False
 
-    def __call__(self, step: int, micro: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        batch = self.batches.at(step, micro, self.noising.steps)
-        count = len(batch.prompts)
-        t = batch.t.to(self.device)
-        noisy, target = self.noising(batch.latents.to(self.device), batch.noise.to(self.device), t)
-        condition = self._condition(batch.prompts).repeat(2)
-        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.read, strict=True)] * 2
-        told = self.noising.timestep(t)
-        if self.config.objective == "distillation":
-            target = self.adapter.reference(noisy, told, self._condition(batch.made_from).repeat(2))
-        rows = _Rows(noisy, target, t, told, condition, texts, self._unconditional(noisy, told))
-        frozen = self.adapter.reference(noisy, told, condition)
-        reference = self._error(frozen, rows)
-        look = step % self.config.save_every % _LOOK == 0
-        if self.config.objective == "livo" and (self.idle or look):
-            with torch.no_grad():
-                predicted = self._predict(rows)
-                error = self._error(predicted, rows)
-                _, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
-            pushing = torch.cat([statistics["winner_active"], statistics["loser_active"]]).nonzero().flatten()
-            self.idle = len(pushing) < _BUSY * 2 * count
-            if len(pushing):
-                some = rows.at(pushing)
-                error = error.index_copy(0, pushing, self._error(self._predict(some), some))
-            else:  # nothing to learn from; but zeros are no missing gradients, for which momentum and decay would stand still
-                error = error + 0.0 * sum(p.sum() for _, p in self.adapter.trainable())
+    def __call__(self, batch: PreferenceBatch) -> tuple[torch.Tensor, Statistics]:
+        """The mean loss, a scalar, and the means of the statistics.
+
+        Args:
+            batch: B pairs.
+        """
+        inputs = self._inputs(batch)
+        frozen = self.adapter.reference(inputs.noisy, inputs.model_t, inputs.embeddings)
+        reference = self._error(frozen, inputs)
+        probe = batch.step % self.config.save_every % _PROBE_EVERY == 0
+        if self.config.objective == "livo" and (self.idle or probe):
+            predicted, error = self._active_error(inputs, reference)
         else:
-            predicted = self._predict(rows)
-            error = self._error(predicted, rows)
-        losses, statistics = self.objective(error[:count], reference[:count], error[count:], reference[count:])
+            predicted = self._predict(inputs)
+            error = self._error(predicted, inputs)
+        losses, statistics = self._losses(error, reference)
+        winners = len(batch.values)
         errors = {
-            "error": error[:count].detach().mean(),
-            "reference_error": reference[:count].mean(),
+            "error": error[:winners].detach().mean(),
+            "reference_error": reference[:winners].mean(),
             "drift": squared_error(predicted.detach(), frozen).mean(),
         }
         return losses.mean(), errors | {name: values.mean() for name, values in statistics.items()}
 
-    def _predict(self, rows: _Rows) -> torch.Tensor:
-        return self.adapter.predict(rows.noisy, rows.told, rows.condition, rows.texts)
+    def _inputs(self, batch: PreferenceBatch) -> _Inputs:
+        latents, noise, t = (x.to(self.device) for x in (batch.latents, batch.noise, batch.t))
+        noisy, target = self.noise.add_noise(latents, noise, t), self.noise.target(latents, noise, t)
+        model_t = self.noise.model_timestep(t)
+        texts = [value_text(value, prompt) for value, prompt in zip(batch.values, batch.encoder_prompts, strict=True)]
+        if batch.source_embeddings is not None:  # distillation: the target is the backbone's own prediction for the source prompt
+            target = self.adapter.reference(noisy, model_t, batch.source_embeddings.to(self.device).repeat(2))
+        unconditional = None
+        if self.config.guidance != 1:
+            unconditional = self.adapter.reference(noisy, model_t, self.empty.repeat(len(noisy))).float()
+        return _Inputs(noisy, target, t, model_t, batch.embeddings.to(self.device).repeat(2), texts * 2, unconditional)
 
-    def _error(self, predicted: torch.Tensor, rows: _Rows) -> torch.Tensor:
-        if rows.unconditional is not None:
-            predicted = rows.unconditional + self.config.guidance * (predicted.float() - rows.unconditional)
-        weight = self.noising.min_snr(rows.t, self.config.min_snr) if self.config.min_snr else 1.0
-        return weight * squared_error(predicted, rows.target)
+    def _active_error(self, inputs: _Inputs, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prediction and errors, with a gradient only for the images whose hinge is active."""
+        with torch.no_grad():
+            predicted = self._predict(inputs)
+            error = self._error(predicted, inputs)
+            _, statistics = self._losses(error, reference)
+        active = torch.cat([statistics["winner_active"], statistics["loser_active"]]).nonzero().flatten()
+        self.idle = len(active) < _BUSY * len(error)
+        if len(active):
+            some = inputs[active]
+            return predicted, error.index_copy(0, active, self._error(self._predict(some), some))
+        # Zero gradients, not missing ones, for which momentum and weight decay would stand still
+        return predicted, error + 0.0 * sum(p.sum() for _, p in self.adapter.trainable())
 
-    def _unconditional(self, noisy: torch.Tensor, told: torch.Tensor) -> torch.Tensor | None:
-        if self.config.guidance == 1:
-            return None
-        empty = self._condition([""]).repeat(len(noisy))
-        return self.adapter.reference(noisy, told, empty).float()
+    def _losses(self, error: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, Statistics]:
+        (winner, loser), (winner_reference, loser_reference) = error.chunk(2), reference.chunk(2)
+        return self.objective(winner, winner_reference, loser, loser_reference)
 
-    def _condition(self, prompts: Sequence[str]) -> Condition:
-        rows = [self.condition[prompt] for prompt in prompts]
-        pooled = None if rows[0].pooled is None else torch.cat([row.pooled for row in rows])
-        return Condition(torch.cat([row.embeds for row in rows]), pooled).to(self.device)
+    def _predict(self, inputs: _Inputs) -> torch.Tensor:
+        return self.adapter.predict(inputs.noisy, inputs.model_t, inputs.embeddings, inputs.texts)
+
+    def _error(self, predicted: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
+        if inputs.unconditional is not None:
+            predicted = inputs.unconditional + self.config.guidance * (predicted.float() - inputs.unconditional)
+        weight = self.noise.min_snr_weight(inputs.t, self.config.min_snr) if self.config.min_snr else 1.0
+        return weight * squared_error(predicted, inputs.target)
 
 
-def lost(record: Record) -> str | None:
-    """`optimise`'s guard: why training must stop, or None."""
+def no_longer_denoises(record: Record) -> str | None:
+    """A guard of `training_loop`: what is wrong with the model, or None.
+
+    Args:
+        record: A record with `error` and `reference_error`.
+    """
     if record["error"] > _LOST * record["reference_error"]:
         return f"the error on aligned images is {record['error'] / record['reference_error']:.1f} times the frozen backbone's"
     return None

@@ -1,9 +1,9 @@
-"""Preference training: any objective on any adapter, from a folder of preference data to weights with a record of how they came about."""
+"""Preference training: any objective on any adapter, from a folder of preference data to weights with a training record."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,17 +12,20 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
-from livo.data.preference_dataset import PreferenceError, Sample, check_pictures, read
+from livo.data.manifest import PreferenceError, Sample, check_readable, read_samples
+from livo.data.precompute import encode_dataset
+from livo.data.preference_dataset import PreferenceDataset
 from livo.evaluation.judges import Judge, judge_for
 from livo.pipelines.settings import scheduler_record
 from livo.pipelines.stable_diffusion import load_pipeline
-from livo.training.adapters import LoRAAdapter, ValueEncoderAdapter
+from livo.training.adapters import Adapter, LoRAAdapter, ValueEncoderAdapter
 from livo.training.config import TrainingConfig, check_run
-from livo.training.loop import Record, optimise
+from livo.training.loop import Record, training_loop
 from livo.training.model_card import weights_card
-from livo.training.monitor import Log, readable, validate
-from livo.training.sampler import Batches, cached, check_sources
-from livo.training.step import Loss, lost
+from livo.training.monitor import MetricsLogger, available_tracker, unreadable, validate
+from livo.training.noise import NoiseSchedule
+from livo.training.sampler import PreferenceSampler, check_fields
+from livo.training.step import TrainingStep, no_longer_denoises
 from livo.utils.files import differing, replacing, write_json
 from livo.utils.hashing import weights_hash
 from livo.utils.precision import Precision, recorded, resolve, warn_if_slow
@@ -33,91 +36,113 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors") 
 
 
 def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
-    """Train as `config` says; yield a record every `log_every` steps. The result is `<output>/value_encoder` or `<output>/lora`.
+    """Train, and yield a record every `config.log_every` steps. The result is `<output>/value_encoder` or `<output>/lora`.
+
+    Args:
+        config: The run's options.
+        resume: Whether to resume the run in `config.output` from its newest checkpoint.
 
     Raises:
-        PreferenceError: the data cannot be used. Diverged: training went wrong and stopped.
-        FileExistsError: the run folder holds a run and `resume` is False.
+        PreferenceError: The data cannot be used.
+        Diverged: Training went wrong and stopped.
+        FileExistsError: The run folder holds a run and `resume` is False.
+        ValueError: Options, model or judge cannot be used, or the run was started with other inputs.
     """
     run = Path(config.output)
     check_run(config, resume)
     precision = _precision(config, run)
-    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
-    samples = read(config.data)
-    if config.adapter == "lora":  # it reads no statement, so pairs that tell directions apart would contradict each other
+    tracker, cpu = available_tracker(config.tracker), not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=cpu, log_with=tracker, project_dir=run)
+    samples = _samples(config, accelerator)
+    pipe, resolution, judge = _backbone(config, accelerator, samples)
+    adapter = _adapter(config, pipe, resolution, samples)
+    cache = Path(config.cache or Path(config.data) / ".cache")
+    dataset = encode_dataset(samples, pipe, resolution, cache, accelerator, source_prompts=config.reads_source_prompts)
+    _put_away_encoders(pipe, keep=config.validate_every > 0)
+    noise = NoiseSchedule(pipe.scheduler)
+    sampler = PreferenceSampler(
+        dataset, config, noise.num_timesteps, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+    step = TrainingStep(config, adapter, noise, dataset.embed([""]), accelerator)
+    training_record = _claim(run, config, dataset, adapter, precision, accelerator)
+    metrics = MetricsLogger(run, accelerator, config)
+    start = {name: p.detach().clone() for name, p in adapter.trainable()} if config.interpolate < 1 else {}
+    prompts = list(config.validation_prompts) or list(dict.fromkeys(s.prompt for s in samples))[:4]
+    last: Record = {}
+    for last in training_loop(
+        adapter.modules,
+        sampler,
+        step,
+        config.loop,
+        run / "checkpoints",
+        autocast=accelerator.autocast,
+        accelerator=accelerator,
+        guard=no_longer_denoises if config.objective != "distillation" else None,  # its errors are gaps, small ones at first
+    ):
+        metrics.write(last)
+        if accelerator.is_main_process and config.validate_every and last["step"] % config.validate_every < config.log_every:
+            file = run / "validation" / f"step-{last['step']:07}.png"
+            measured = validate(adapter, prompts, config, precision, file, judge)
+            metrics.write({"step": last["step"], **measured})
+            last = last | measured
+        yield last
+    metrics.close()
+    _interpolate(adapter, start, config.interpolate)
+    if accelerator.is_main_process:
+        training_record |= {"metrics": last or metrics.last(), "weights": adapter.identifier()}
+        metrics.draw()
+        _save(run / adapter.name, config, adapter, training_record, samples)
+    accelerator.wait_for_everyone()
+
+
+def _samples(config: TrainingConfig, accelerator: Accelerator) -> list[Sample]:
+    """The samples of the data folder. What can be wrong with them is found before a model is loaded."""
+    samples = read_samples(config.data)
+    if config.adapter == "lora":  # it reads no statement, so pairs of different directions would contradict each other
         samples = [sample for sample in samples if not sample.direction]
         if not samples:
             raise PreferenceError(
-                f"{config.data} holds directions alone, which a LoRA cannot tell apart: build pairs of plain statements"
+                f"{config.data} holds directions only, which a LoRA cannot tell apart: build pairs of plain statements"
             )
-    check_sources(config, samples)
-    check_pictures(samples[accelerator.process_index :: accelerator.num_processes])
+    check_fields(config, samples)
+    check_readable(samples[accelerator.process_index :: accelerator.num_processes])
+    return samples
+
+
+def _backbone(
+    config: TrainingConfig, accelerator: Accelerator, samples: Sequence[Sample]
+) -> tuple[DiffusionPipeline, int, Judge | None]:
+    """The pipeline, the resolution in pixels, and the judge of the validations."""
     pipe = load_pipeline(config.model, dtype=getattr(torch, config.backbone_dtype)).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     judge = _judge(config, pipe, samples) if config.judge else None
     resolution = config.resolution or pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    adapter = _adapter(config, pipe, resolution, samples)
-    if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-    latents, condition = cached(config, pipe, resolution, samples, accelerator)
-    batches = Batches(config, samples, latents, accelerator.process_index, accelerator.num_processes)
-    loss = Loss(config, pipe, adapter, batches, condition, accelerator)
-    inputs = {
-        "data": batches.digest,
-        "backbone": weights_hash(adapter.unet),
-        "scheduler": scheduler_record(pipe.scheduler),
-        "processes": accelerator.num_processes,
-    }
-    if config.value_encoder:
-        inputs["value_encoder"] = weights_hash(adapter.encoder)
-    record = inputs | {"precision": precision.record(), "pairs": len(batches.pairs), "versions": versions(_PACKAGES)}
-    _claim(run, config, inputs, precision, accelerator)
-    log = Log(run, accelerator.is_main_process)
-    training = optimise(
-        adapter.modules,
-        loss,
-        steps=config.steps,
-        lr=config.lr,
-        checkpoints=run / "checkpoints",
-        keep=config.keep,
-        save_every=config.save_every,
-        log_every=config.log_every,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        accumulation=config.accumulation,
-        ema=config.ema,
-        optimizer=config.optimizer,
-        autocast=accelerator.autocast,
-        accelerator=accelerator,
-        guard=lost if config.objective != "distillation" else None,  # whose errors are gaps, small ones at first
-    )
-    start = {name: p.detach().clone() for name, p in adapter.trainable()} if config.interpolate < 1 else {}
-    prompts = list(config.validation_prompts) or list(dict.fromkeys(s.prompt for s in samples))[:4]
-    last: Record = {}
-    for last in training:
-        due = config.validate_every and last["step"] % config.validate_every < config.log_every
-        log.write(last)
-        if due and accelerator.is_main_process:
-            found = validate(adapter, prompts, config, precision, run / "validation" / f"step-{last['step']:07}.png", judge)
-            log.write({"step": last["step"], **found})
-            last = last | found
-        yield last
+    return pipe, resolution, judge
+
+
+def _put_away_encoders(pipe: DiffusionPipeline, keep: bool) -> None:
+    """Free the device of what only encodes: everything is cached. Validation needs it again, from the CPU."""
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        if (module := getattr(pipe, name, None)) is not None:
+            setattr(pipe, name, module.to("cpu") if keep else None)
+
+
+def _interpolate(adapter: Adapter, start: Mapping[str, torch.Tensor], share: float) -> None:
+    """WiSE-FT (Wortsman et al., arXiv 2109.01903): start + share (end - start) keeps what training did not look at.
+
+    peft and diffusers interpolate adapters, not the whole encoders that are trained here, so these lines are our own.
+    """
     trained = dict(adapter.trainable())
-    with torch.no_grad():  # WiSE-FT (Wortsman et al., arXiv 2109.01903): what was there before holds where training never looked
+    with torch.no_grad():
         for name, before in start.items():
-            trained[name].lerp_(before, 1 - config.interpolate)
-    if accelerator.is_main_process:
-        record |= {"metrics": last or log.last(), "weights": adapter.identifier()}
-        _finish(run, config, adapter, record, samples)
-    accelerator.wait_for_everyone()
+            trained[name].lerp_(before, 1 - share)
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------------
 
 
 def _precision(config: TrainingConfig, run: Path) -> Precision:
-    """The main process decides for all; a run that is resumed keeps its own, which older ones wrote into config.json."""
+    """The main process decides for all. A resumed run keeps its precision, which older runs wrote into config.json."""
     cuda = torch.cuda.is_available()
     state, device = PartialState(cpu=not cuda), "cuda" if cuda else "cpu"
     file = next((run / name for name in ("inputs.json", "config.json") if recorded(run / name)), None)
@@ -134,8 +159,26 @@ def _precision(config: TrainingConfig, run: Path) -> Precision:
     return precision
 
 
-def _claim(run: Path, config: TrainingConfig, inputs: dict, precision: Precision, accelerator: Accelerator) -> None:
-    """Write down what the run depends on, or refuse to go on from something else. Nothing is left by a run that could not start."""
+def _claim(
+    run: Path,
+    config: TrainingConfig,
+    dataset: PreferenceDataset,
+    adapter: Adapter,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> dict[str, object]:
+    """Write what the run depends on into its folder, and return the training record; refuse to resume with other inputs.
+
+    It is called after everything else has been checked, so that a run that cannot start leaves nothing behind.
+    """
+    inputs = {
+        "data": dataset.digest(classes=config.reads_classes, source_prompts=config.reads_source_prompts),
+        "backbone": weights_hash(adapter.unet),
+        "scheduler": scheduler_record(adapter.pipe.scheduler),
+        "processes": accelerator.num_processes,
+    }
+    if config.value_encoder:
+        inputs["value_encoder"] = weights_hash(adapter.encoder)
     if changed := differing(run / "inputs.json", inputs):
         raise ValueError(f"{run} was started with another {', '.join(changed)}: restore it, or give another --output")
     accelerator.wait_for_everyone()
@@ -143,29 +186,33 @@ def _claim(run: Path, config: TrainingConfig, inputs: dict, precision: Precision
         for name, content in (("inputs.json", inputs | {"precision": precision.record()}), ("config.json", asdict(config))):
             write_json(run / name, content)
     accelerator.wait_for_everyone()
+    return inputs | {"precision": precision.record(), "pairs": len(dataset.pairs), "versions": versions(_PACKAGES)}
 
 
 def _judge(config: TrainingConfig, pipe: DiffusionPipeline, samples: Sequence[Sample]) -> Judge:
-    """The judge of the validations. What it cannot read of the principles that are trained gets a warning, before the run."""
+    """The judge of the validations. Each trained principle that it cannot read gets a warning, before the run."""
     judge = judge_for(pipe, config.judge, pipe.principles, pipe.device)
     values = {sample.value for sample in samples}
     trained = [p for p in pipe.principles if values & {p.statement, *p.directions.values()}]
-    for name, why in readable(judge, trained).items():
+    for name, why in unreadable(judge, trained).items():
         logger.warning("validations do not measure %s: %s", name, why)
     return judge
 
 
-def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, samples: Sequence[Sample]):
+def _adapter(config: TrainingConfig, pipe: DiffusionPipeline, resolution: int, samples: Sequence[Sample]) -> Adapter:
     torch.manual_seed(config.seed)  # a LoRA is drawn at random
     if config.adapter == "lora":
-        return LoRAAdapter(pipe, resolution, config.lora_rank)
-    statements = [sample.value for sample in samples]
-    return ValueEncoderAdapter(pipe, resolution, statements, config.freeze_embeddings, config.value_encoder)
+        adapter: Adapter = LoRAAdapter(pipe, resolution, config.lora_rank)
+    else:
+        statements = [sample.value for sample in samples]
+        adapter = ValueEncoderAdapter(pipe, resolution, statements, config.freeze_embeddings, config.value_encoder)
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    return adapter
 
 
-def _finish(run: Path, config: TrainingConfig, adapter, record: dict, samples: Sequence[Sample]) -> None:
-    Log(run, False).draw()
-    folder = run / adapter.name
+def _save(folder: Path, config: TrainingConfig, adapter: Adapter, record: Mapping, samples: Sequence[Sample]) -> None:
+    """Write the weights with their training record and model card. The folder appears whole or not at all."""
     with replacing(folder) as temporary:
         adapter.save(temporary)
         write_json(temporary / "training.json", {"config": asdict(config), **record})

@@ -14,9 +14,9 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from livo import ValuePrinciple
-from livo.data import build_folder, build_plan, builder, preference_dataset
+from livo.data import build_folder, build_plan, builder, manifest
 from livo.data.builder import Options
-from livo.data.preference_dataset import PreferenceError
+from livo.data.manifest import PreferenceError
 from livo.evaluation.judges import Judge, judge_for
 from livo.principles.construction import Construct, fill
 from livo.principles.principle import bundled_principles, load_principles
@@ -104,10 +104,10 @@ def test_what_is_built_can_be_trained_on_and_says_how_it_came_about(tmp_path):
     run(tmp_path)
     dropped = next(tmp_path.rglob("*_aligned.png"))
     dropped.with_name("dropped.png").write_bytes(dropped.read_bytes())
-    report = preference_dataset.check(tmp_path)
+    report = manifest.check(tmp_path)
     assert not report.problems and not any("are not used" in note for note in report.notes)
-    samples = preference_dataset.read(tmp_path)
-    assert len(preference_dataset.pairs(samples)) == 32
+    samples = manifest.read_samples(tmp_path)
+    assert len(manifest.form_pairs(samples)) == 32
     row = rows(tmp_path)[0]
     assert row["judge"] == "reader@1" and row["scores"] == {"career": 1.0, "gender": 1.0} and row["seed"]
     card = json.loads((tmp_path / "data_card.json").read_text())

@@ -1,242 +1,58 @@
-import json
-
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
-from livo.data import preference_dataset
-from livo.data.latent_cache import LatentCache
-from livo.data.preference_dataset import PreferenceError
-from livo.utils import images
+from livo.data.embedding_cache import EmbeddingCache, PromptEmbeddings
+from livo.data.manifest import Sample
+from livo.data.precompute import encode_dataset
+from livo.data.preference_dataset import PreferenceDataset
 
 
-def picture(file, color="red", size=(16, 16)):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(file)
+def samples(folder):
+    made = []
+    for i, prompt in enumerate(("a doctor", "a doctor", "a nurse")):
+        Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+        made.append(Sample(prompt, "equality", 1 - i % 2, folder / f"{i}.png", "s", f"line {i}", source_prompt=f"source {i}"))
+    return made
 
 
-def official(root, scene="0-career/doctor", count=2):
-    """The papers' layout: <type>/<scene>/metadata.jsonl beside the images."""
-    folder = root / scene
-    rows = []
-    for i in range(2 * count):
-        picture(folder / f"{i}.png", (10 * i, 20, 30))
-        rows.append({"prompt": "a photo of a doctor", "value": "gender equality", "label": i % 2, "file_name": f"{i}.png"})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoding_a_dataset_leaves_the_pipeline_as_it_was(pipe, tmp_path, dtype):
+    pipe = pipe.to(dtype)
+    before = {name: (module, module.dtype) for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    encode_dataset(samples(tmp_path), pipe, 16, tmp_path / "cache", Accelerator(cpu=True))
+    for name, (module, dtype_before) in before.items():
+        assert getattr(pipe, name) is module and module.dtype == dtype_before
 
 
-def edit(folder, line, **changes):
-    file = folder / "metadata.jsonl"
-    rows = [json.loads(text) for text in file.read_text().splitlines()]
-    rows[line - 1] |= changes
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_cached_embeddings_equal_the_pipelines(pipe, tmp_path):
+    dataset = encode_dataset(samples(tmp_path), pipe, 16, tmp_path / "cache", Accelerator(cpu=True), source_prompts=True)
+    for prompt in ("", "a nurse", "source 1"):
+        expected, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
+        torch.testing.assert_close(dataset.embed([prompt]).embeds, expected)
+    assert torch.equal(dataset.embed(["a nurse", ""]).embeds[1:], dataset.embed([""]).embeds)
 
 
-def test_the_official_layout_is_read_and_negatives_come_from_the_same_scene(tmp_path):
-    official(tmp_path)
-    official(tmp_path, "0-career/nurse", count=3)
-    samples = preference_dataset.read(tmp_path)
-    assert len(samples) == 10
-    for winner, losers in preference_dataset.pairs(samples):
-        assert samples[winner].label == 1 and losers
-        assert all(samples[i].label == 0 and samples[i].file.parent == samples[winner].file.parent for i in losers)
+def test_prompts_are_encoded_once(pipe, tmp_path, monkeypatch):
+    encode_dataset(samples(tmp_path), pipe, 16, tmp_path / "cache", Accelerator(cpu=True))
+    monkeypatch.setattr("livo.data.embedding_cache.encode_prompts", lambda *_: pytest.fail("encoded again"))
+    encode_dataset(samples(tmp_path), pipe, 16, tmp_path / "cache", Accelerator(cpu=True))
+    assert EmbeddingCache(tmp_path / "cache", pipe, ["another"]).file.is_file() is False
 
 
-def test_one_manifest_with_scenes_is_read_as_well(tmp_path):
-    for name in "abcd":
-        picture(tmp_path / "images" / f"{name}.png")
-    rows = [
-        {"prompt": "p", "value": "v", "label": label, "file_name": f"images/{name}.png", "scene": scene, "principle": "x"}
-        for name, label, scene in (("a", 1, "s"), ("b", 0, "s"), ("c", 1, "t"), ("d", 0, "t"))
-    ]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = preference_dataset.read(tmp_path)
-    assert preference_dataset.pairs(samples) == [(0, (1,)), (2, (3,))]
-    assert "x" in preference_dataset.check(tmp_path).table()
+def test_a_prompt_that_was_not_encoded_is_an_error(tmp_path):
+    dataset = PreferenceDataset(samples(tmp_path), torch.zeros(3, 2, 4, 8, 8), {"": PromptEmbeddings(torch.zeros(1, 77, 8))})
+    assert dataset.pairs == [(0, (1,)), (2, (1,))]
+    with pytest.raises(KeyError, match="a doctor"):
+        dataset.embed(["", "a doctor"])
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (lambda f: edit(f, 2, file_name="gone.png"), ("metadata.jsonl:2", "gone.png", "restore")),
-        (lambda f: edit(f, 1, file_name="../../../etc/passwd"), ("metadata.jsonl:1", "leaves its folder")),
-        (lambda f: edit(f, 3, label=2), ("metadata.jsonl:3", "label is 2")),
-        (lambda f: edit(f, 3, label="1"), ("metadata.jsonl:3", "label is '1'")),
-        (lambda f: edit(f, 1, prompt=""), ("metadata.jsonl:1", "prompt is ''")),
-        (lambda f: edit(f, 4, value=None), ("metadata.jsonl:4", "value is None")),
-        (lambda f: edit(f, 2, file_name="0.png"), ("metadata.jsonl:2", "stands already")),
-        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": '), ("metadata.jsonl:1", "not valid JSON")),
-        (lambda f: (f / "metadata.jsonl").write_text("[1]\n"), ("metadata.jsonl:1", "not a JSON object")),
-        (lambda f: (f / "metadata.jsonl").write_bytes(b'\xff\xfe{"prompt"\n'), ("metadata.jsonl:1", "not valid JSON")),
-        (lambda f: (f / "metadata.jsonl").write_text("[" * 100_000), ("metadata.jsonl:1", "nested too deeply")),
-        (
-            lambda f: (f / "metadata.jsonl").write_text('{"prompt": "a", "prompt": "b"}'),
-            ("metadata.jsonl:1", "'prompt' is there twice"),
-        ),
-        (lambda f: (f / "metadata.jsonl").write_text('{"prompt": "a", "value": NaN}'), ("metadata.jsonl:1", "value is nan")),
-        (lambda f: edit(f, 1, label=float("nan")), ("metadata.jsonl:1", "label is nan")),
-        (lambda f: edit(f, 1, file_name="..\\..\\secret.png"), ("metadata.jsonl:1", "leaves its folder")),
-        (lambda f: edit(f, 1, file_name="C:\\pictures\\0.png"), ("metadata.jsonl:1", "leaves its folder")),
-        (lambda f: edit(f, 1, file_name=str(f / ".." / "0.png")), ("metadata.jsonl:1", "leaves its folder")),
-        (lambda f: edit(f, 1, principle=5), ("metadata.jsonl:1", "principle is 5")),
-        (lambda f: edit(f, 1, file_name="a\0.png"), ("metadata.jsonl:1", "NUL")),
-        (lambda f: edit(f, 1, prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
-        (lambda f: edit(f, 1, image_prompt="half \ud800"), ("metadata.jsonl:1", "half a character")),
-        (lambda f: edit(f, 1, **{"class": 3}), ("metadata.jsonl:1", "class is 3")),
-        (lambda f: edit(f, 1, file_name="x" * 300 + ".png"), ("metadata.jsonl:1", "no name for a file")),
-        (lambda f: (f / "metadata.jsonl").write_text(""), ("are empty",)),
-        (lambda f: [edit(f, i, label=1) for i in (1, 3)], ("no violating image",)),
-        (lambda f: [edit(f, i, label=0) for i in (2, 4)], ("no aligned image",)),
-    ],
-)
-def test_a_fault_in_the_manifest_is_refused_with_file_line_and_remedy(tmp_path, fault, words):
-    fault(official(tmp_path))
-    with pytest.raises(PreferenceError) as error:
-        preference_dataset.read(tmp_path)
-    report = preference_dataset.check(tmp_path)
-    assert all(word in str(error.value) and word in " ".join(report.problems) for word in words)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda f: f.write_bytes(f.read_bytes()[: len(f.read_bytes()) // 2]),
-        lambda f: f.write_bytes(b""),
-        lambda f: f.write_text("this is no image"),
-        lambda f: Image.fromarray(np.zeros((64, 64), np.float32)).save(f, "TIFF"),  # whose range is not known
-    ],
-)
-def test_a_truncated_or_false_image_is_found_by_the_check_and_stops_the_cache_before_training(tmp_path, spoil, pipe):
-    folder = official(tmp_path)
-    picture(folder / "1.png", "blue", (64, 64))
-    spoil(folder / "1.png")
-    assert any("1.png" in problem and "metadata.jsonl:2" in problem for problem in preference_dataset.check(tmp_path).problems)
-    with pytest.raises(PreferenceError, match=r"metadata.jsonl:2: .*1.png"):
-        LatentCache(tmp_path / "cache", pipe.vae, 16).fill(preference_dataset.read(tmp_path))
-    assert not list((tmp_path / "cache").rglob("*.partial*"))
-
-
-def test_an_oversized_image_is_refused(tmp_path, monkeypatch):
-    folder = official(tmp_path)
-    picture(folder / "0.png", size=(101, 100))
-    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
-    assert any("101 x 100" in problem for problem in preference_dataset.check(tmp_path).problems)
-
-
-def test_the_check_notes_stray_files_and_copies_and_refuses_a_copy_with_the_other_label(tmp_path):
-    folder = official(tmp_path)
-    picture(folder / "stray.png")
-    (folder / "notes.txt").write_text("not part of the data")
-    (folder / "2.png").write_bytes((folder / "0.png").read_bytes())
-    report = preference_dataset.check(tmp_path)
-    assert any("1 images are in no" in note and "stray.png" in note for note in report.notes)
-    assert any("same image" in note for note in report.notes)
-    assert not report.problems
-    (folder / "1.png").write_bytes((folder / "0.png").read_bytes())
-    assert any("other label" in problem for problem in preference_dataset.check(tmp_path).problems)
-
-
-@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_manifest_is_read_with_any_bom_line_end_and_slash(tmp_path, mark, end):
-    picture(tmp_path / "inner" / "a.png")
-    picture(tmp_path / "inner" / "b.png", "blue")
-    rows = [{"prompt": "a\u2028b\x85c", "value": "v", "label": i, "file_name": f"inner\\{n}.png"} for i, n in enumerate("ab")]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (tmp_path / "metadata.jsonl").write_bytes((end.join(lines) + end).encode(mark))
-    samples = preference_dataset.read(tmp_path)
-    assert [(s.prompt, s.label, s.file.name) for s in samples] == [("a\u2028b\x85c", 0, "a.png"), ("a\u2028b\x85c", 1, "b.png")]
-    assert not preference_dataset.check(tmp_path).problems
-
-
-def test_the_latents_are_of_the_picture_that_is_seen(tmp_path, pipe):
-    folder = official(tmp_path)
-    shown = Image.effect_noise((16, 16), 90).convert("RGB")
-    shown.save(folder / "0.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    shown.transpose(Image.Transpose.ROTATE_90).save(folder / "1.png", exif=exif)
-    hidden = np.dstack([np.full((16, 16, 3), 90, np.uint8), np.zeros((16, 16), np.uint8)])
-    Image.fromarray(hidden).save(folder / "2.png")
-    Image.new("RGB", (16, 16), "white").save(folder / "3.png")
-    samples = preference_dataset.read(tmp_path)
-    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
-    cache.fill(samples)
-    latents = cache.load(samples)
-    torch.testing.assert_close(latents[0], latents[1])
-    torch.testing.assert_close(latents[2], latents[3])
-
-
-def test_pictures_are_decoded_before_anything_that_takes_long(tmp_path):
-    folder = official(tmp_path)
-    preference_dataset.check_pictures(preference_dataset.read(tmp_path))
-    for name in ("1.png", "2.png"):
-        (folder / name).write_bytes((folder / name).read_bytes()[:60])
-    with pytest.raises(PreferenceError, match=r"metadata.jsonl:2: .*1.png: .* \(and 1 more; livo build --check lists them\)"):
-        preference_dataset.check_pictures(preference_dataset.read(tmp_path))
-
-
-def test_small_pictures_and_files_that_are_no_pictures_are_noted(tmp_path):
-    folder = official(tmp_path)
-    picture(folder / "1.png", "blue", (1, 1))
-    for name in ("._0.png", "Thumbs.db", ".DS_Store"):
-        (folder / name).write_bytes(b"x")
-    report = preference_dataset.check(tmp_path)
-    assert not report.problems and any("1.png has only 1 x 1 pixels" in note for note in report.notes)
-    assert "ignored, no pictures: .DS_Store, ._0.png, Thumbs.db" in report.notes
-
-
-def test_a_folder_without_data_is_refused(tmp_path):
-    for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(PreferenceError):
-            preference_dataset.read(folder)
-
-
-def test_cached_latents_equal_the_encoders_and_are_made_once(tmp_path, pipe, monkeypatch):
-    folder = official(tmp_path)
-    Image.effect_noise((40, 16), 90).convert("RGB").save(folder / "0.png")  # wider than high: cropped to its centre
-    samples = preference_dataset.read(tmp_path)
-    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
-    cache.fill(samples[:2])
-    cache.fill(samples)
-    latents = cache.load(samples)
-    pixels = pipe.image_processor.preprocess(Image.open(folder / "0.png").crop((12, 0, 28, 16)))
-    with torch.no_grad():
-        expected = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        mirrored = pipe.vae.encode(pixels.flip(-1)).latent_dist.mode() * pipe.vae.config.scaling_factor
-    assert latents.shape == (4, 2, 4, 8, 8)
-    torch.testing.assert_close(latents[0], torch.cat([expected, mirrored]), atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(cache, "_encode", lambda images: pytest.fail("encoded again"))
-    cache.fill(samples)
-    again = LatentCache(tmp_path / "cache", pipe.vae, 16)
-    assert torch.equal(again.load(list(reversed(samples))), latents.flip(0))
-
-
-def test_a_changed_image_or_another_vae_is_encoded_anew(tmp_path, pipe):
-    folder = official(tmp_path)
-    samples = preference_dataset.read(tmp_path)
-    cache = LatentCache(tmp_path / "cache", pipe.vae, 16)
-    cache.fill(samples)
-    before = cache.load(samples)
-    picture(folder / "0.png", "yellow")
-    cache.fill(samples)
-    after = cache.load(samples)
-    assert not torch.equal(before[0], after[0]) and torch.equal(before[1:], after[1:])
-    with torch.no_grad():
-        pipe.vae.encoder.conv_in.weight.mul_(1.5)
-    assert LatentCache(tmp_path / "cache", pipe.vae, 16).folder != cache.folder
-
-
-def test_two_processes_share_the_encoding(tmp_path, pipe):
-    official(tmp_path)
-    samples = preference_dataset.read(tmp_path)
-    whole = LatentCache(tmp_path / "one", pipe.vae, 16)
-    whole.fill(samples)
-    shared = LatentCache(tmp_path / "two", pipe.vae, 16)
-    for rank in (0, 1):
-        missing = LatentCache(tmp_path / "two", pipe.vae, 16)
-        missing._find = lambda: None  # both looked before either wrote
-        missing.fill(samples, rank=rank, world=2)
-    torch.testing.assert_close(shared.load(samples), whole.load(samples), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("pooled", [True, False])
+def test_embeddings_keep_their_pooled_part(pooled):
+    whole = PromptEmbeddings(torch.arange(12.0).reshape(3, 2, 2), torch.arange(3.0).reshape(3, 1) if pooled else None)
+    rows = [whole[i : i + 1] for i in range(3)]
+    back = PromptEmbeddings.cat(rows).repeat(2)[torch.tensor([4, 0])]
+    assert torch.equal(back.embeds, whole.embeds[[1, 0]])
+    assert back.pooled is None if not pooled else back.pooled.flatten().tolist() == [1.0, 0.0]

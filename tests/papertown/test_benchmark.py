@@ -141,7 +141,7 @@ def test_the_pareto_front_is_what_nothing_beats_and_the_verdict_is_honest():
 
 
 def test_a_subset_of_the_data_keeps_whole_pairs_of_every_statement(tmp_path):
-    from livo.data import preference_dataset
+    from livo.data import manifest
 
     (tmp_path / "all").mkdir()
     rows = []
@@ -152,8 +152,8 @@ def test_a_subset_of_the_data_keeps_whole_pairs_of_every_statement(tmp_path):
                 Image.new("RGB", (8, 8), (pair, label, 0)).save(tmp_path / "all" / name)
                 rows.append({"prompt": "a doctor", "value": value, "label": label, "scene": f"{pair}", "file_name": name})
     (tmp_path / "all" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = preference_dataset.read(runs.subset(tmp_path / "all", tmp_path / "part", 0.3))
-    assert len(preference_dataset.pairs(samples)) == 6 and {s.value for s in samples} == {"gender equality", "bloody"}
+    samples = manifest.read_samples(runs.subset(tmp_path / "all", tmp_path / "part", 0.3))
+    assert len(manifest.form_pairs(samples)) == 6 and {s.value for s in samples} == {"gender equality", "bloody"}
     assert runs.subset(tmp_path / "all", tmp_path / "x", 1) == tmp_path / "all"
 
 

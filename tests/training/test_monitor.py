@@ -8,7 +8,7 @@ from PIL import Image
 from livo.evaluation.judges import Judge
 from livo.principles.principle import ValuePrinciple
 from livo.training.config import TrainingConfig
-from livo.training.monitor import judged, readable
+from livo.training.monitor import unreadable, validation_metrics
 
 GENDER = ValuePrinciple("equality", "s", "debias", attributes={"male": "a man", "female": "a woman"})
 MOOD = ValuePrinciple("kindness", "s", attributes={"frown": "a frowning person", "smile": "a smiling person"})
@@ -38,26 +38,29 @@ def pictures(*reds):
 
 
 def test_bias_has_its_floor_and_broken_images_are_counted_apart():
-    found = judged(Red(), pictures(255, 255, None, 255, 0), GENDER, "a doctor")
+    found = validation_metrics(Red(), pictures(255, 255, None, 255, 0), GENDER, "a doctor")
     wanted = {"broken images, equality, a doctor": 1, "D1 equality, a doctor": 50, "D1 equality, a doctor, floor": 37.5}
     assert found == pytest.approx(wanted)
-    assert judged(Red(), pictures(255, None), MOOD, "a doctor")["R kindness, a doctor"] == 100
+    assert validation_metrics(Red(), pictures(255, None), MOOD, "a doctor")["R kindness, a doctor"] == 100
 
 
 @pytest.mark.parametrize("principle", [GENDER, MOOD])
 def test_nothing_is_measured_on_black_images(principle):
-    assert judged(Red(), pictures(None, None), principle, "a doctor") == {f"broken images, {principle.id}, a doctor": 2}
+    assert validation_metrics(Red(), pictures(None, None), principle, "a doctor") == {f"broken images, {principle.id}, a doctor": 2}
 
 
 def test_one_image_has_no_bias_and_what_cannot_be_read_is_left_out():
-    assert judged(Red(), pictures(255), GENDER, "a doctor") == {} and judged(Red(), pictures(255, 0), TEMPER, "a doctor") == {}
+    assert (
+        validation_metrics(Red(), pictures(255), GENDER, "a doctor") == {}
+        and validation_metrics(Red(), pictures(255, 0), TEMPER, "a doctor") == {}
+    )
 
 
 def test_a_judge_that_reads_nothing_of_the_training_is_refused_first():
-    assert readable(Red(), [GENDER, MOOD]) == {}
-    assert "cannot tell temper (hot, cold); it reads gender, mood" in readable(Red(), [GENDER, TEMPER])["temper"]
-    with pytest.raises(ValueError, match="no validation could be measured, so give another"):
-        readable(Red(), [TEMPER])
+    assert unreadable(Red(), [GENDER, MOOD]) == {}
+    assert "cannot tell temper (hot, cold); it reads gender, mood" in unreadable(Red(), [GENDER, TEMPER])["temper"]
+    with pytest.raises(ValueError, match="no validation could be measured, so give another judge"):
+        unreadable(Red(), [TEMPER])
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,16 @@ def test_a_package_inside_one_that_is_missing_is_not_installed():
 
 @pytest.mark.parametrize("there", [True, False])
 def test_training_claims_the_files_of_tensorboard_only_where_it_is_installed(there, tmp_path, monkeypatch, caplog, capsys):
+    from accelerate import Accelerator
+
     from livo.cli.main import main
-    from livo.training.monitor import Log
+    from livo.training.monitor import MetricsLogger, available_tracker
 
     if not there:
         monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in ("one", "two"):
-        Log(tmp_path / name, True).write({"step": 1, "loss": 0.5})
+        accelerator = Accelerator(cpu=True, log_with=available_tracker("tensorboard"), project_dir=tmp_path / name)
+        MetricsLogger(tmp_path / name, accelerator).write({"step": 1, "loss": 0.5})
     assert (tmp_path / "one" / "tensorboard").is_dir() is there
     assert caplog.text.count("TensorBoard's files are not written") == (0 if there else 1)
     monkeypatch.setattr("livo.training.trainer.train", lambda config, resume: iter(()))

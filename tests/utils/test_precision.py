@@ -23,13 +23,14 @@ from livo.evaluation.readings import gather
 from livo.evaluation.runner import Method, Settings, evaluate
 from livo.papertown.reading import Reader
 from livo.papertown.world import WEIGHTS
-from livo.training.loop import optimise
+from livo.training.config import LoopConfig
+from livo.training.loop import training_loop
 from livo.training.trainer import train
 from livo.utils import logs, precision
 from livo.utils.precision import Precision, for_pipeline, recorded, resolve, settle
 from livo.utils.prompt_files import Prompt
 from tests.conftest import gap
-from tests.training.test_trainer import config, data, fresh_accelerate  # noqa: F401, fixtures
+from tests.training.conftest import config, data, fresh_accelerate  # noqa: F401, fixtures
 
 ROOT = Path(__file__).parents[2]
 
@@ -326,11 +327,12 @@ def test_a_loop_computes_inside_the_context_that_it_is_given(tmp_path):
     def dtypes(name, **more):
         layer, seen = torch.nn.Linear(2, 2), []
 
-        def loss(step, micro):
-            seen.append((out := layer(torch.ones(1, 2))).dtype)
+        def loss(x):
+            seen.append((out := layer(x)).dtype)
             return out.float().square().mean(), {}
 
-        list(optimise({"layer": layer}, loss, steps=2, lr=0.1, checkpoints=tmp_path / name, **more))
+        settings = LoopConfig(steps=2, lr=0.1)
+        list(training_loop({"layer": layer}, lambda step, micro: torch.ones(1, 2), loss, settings, tmp_path / name, **more))
         return set(seen)
 
     assert dtypes("plain") == {torch.float32}
