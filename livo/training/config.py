@@ -164,7 +164,7 @@ class TrainingConfig:
     validation_images: int = option(8, "images per validation prompt")
     judge: str = option(
         "",
-        f"measures D1 and R at each validation: {bundled_names()} or a folder of such a judge, clip:, vlm:, gender:, ... as in livo evaluate",
+        f"measures D1 and R at each validation: {bundled_names()} or such a folder, clip:, vlm:, gender:, ... as in livo evaluate",
     )
     cache: str = option("", "folder of cached latents and text embeddings; default: .cache in the data folder")
 
