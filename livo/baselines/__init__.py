@@ -1,7 +1,7 @@
-"""The methods LiVO is compared with, each written from its equations. All have one interface, `Baseline`.
+"""The methods that LiVO is compared with, each written from its equations. All have one interface, `Baseline`.
 
-A baseline is a reversible event: within `with baseline.on(pipe):` the pipeline generates with it, afterwards it is as it was, and a
-baseline that edits nothing changes no bit. They run on any Stable Diffusion or SDXL pipeline with classifier-free guidance.
+A baseline is reversible: within `with baseline.on(pipe):` the pipeline generates with it, and afterwards it is as it was. A baseline that
+edits nothing changes no bit. They run on any Stable Diffusion or SDXL pipeline with classifier-free guidance.
 """
 
 from livo.baselines.concept_ablation import ConceptAblation

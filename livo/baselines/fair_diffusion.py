@@ -11,17 +11,22 @@ from livo.baselines.guidance import GuidanceEdit
 
 @dataclass(frozen=True)
 class FairDiffusion(GuidanceEdit):
-    """Each image is guided towards one class of every attribute, in turn, so that each class gets its share exactly.
+    """Guides each image towards one class of every attribute, in turn, so that each class gets exactly its share.
 
-    For each concept e of an image d = +-s_e (eps_e - eps_empty), kept where |d| is at or above its `quantile` in that channel; then
+    For each concept e of an image, d_e = +-s_e (eps_e - eps_empty), kept where |d_e| is at or above its `quantile` in that channel; then
 
         G = sum w_e d_e + s_m nu;    nu <- b_m nu + (1 - b_m) G;    eps = eps_empty + s_g (eps_p - eps_empty) + G
 
-    where the last holds after warm-up and nu runs on from the start. w_e is 1. An attribute of two classes also guides away from the
-    other class, as in the paper ("male person" and "female person", one of them reversed); with more, away from none.
+    The last equation holds after the warm-up; nu is updated from the first step. w_e is 1. An attribute with two classes also guides away
+    from the other class, as in the paper ("male person" and "female person", one of them reversed); one with more classes does not.
 
     Args:
-        attributes: For each attribute the concept of each of its classes: (("male person", "female person"),).
+        attributes: For each attribute, the concepts of its classes: (("male person", "female person"),).
+        scale: s_e, the strength of the guidance; 0 changes nothing.
+        quantile: The share of latent positions, in each channel, that are not edited.
+        warmup: Steps without an edit.
+        momentum_scale: s_m.
+        momentum: b_m, from 0 to below 1.
     """
 
     attributes: tuple[tuple[str, ...], ...]
@@ -40,7 +45,11 @@ class FairDiffusion(GuidanceEdit):
         return not self.texts() or self.scale == 0
 
     def chosen(self, row: int) -> list[int]:
-        """The class of each attribute for the `row`-th image: all combinations in turn."""
+        """The class of each attribute for an image: all combinations in turn.
+
+        Args:
+            row: The number of the image since `on` began.
+        """
         found = []
         for classes in self.attributes:
             row, place = divmod(row, len(classes))

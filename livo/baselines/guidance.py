@@ -16,35 +16,58 @@ from livo.pipelines.settings import noted
 class GuidanceEdit:
     """eps = eps_empty + s_g (eps_p - eps_empty) + term, with `term` from further passes of the UNet on concepts.
 
-    The pipeline computes its guidance itself; the prompt's prediction is moved by term / s_g, which comes to the same. Methods are
-    written for eps; a velocity differs from it by alpha_t and a part that is the same for all prompts, so alpha_t alone is put in.
-    A subclass is a dataclass with the `concepts` of each image and a `term` of differences of predictions.
+    The pipeline computes its guidance itself, so the prompt's prediction is moved by term / s_g, which has the same effect. The methods are
+    written for eps. A velocity differs from eps by the factor alpha_t and a part that is the same for all prompts, so differences are
+    multiplied by alpha_t. A subclass is a dataclass with the `concepts` of each image and a `term` of differences of predictions.
     """
 
     method = "guidance"
 
     def texts(self) -> list[str]:
-        """All concepts. With none the edit is empty."""
+        """All concepts. Without any, the edit is empty."""
         raise NotImplementedError
 
     def concepts(self, row: int) -> list[str]:
-        """The concepts of the `row`-th image since `on` began, the same number for each."""
+        """The concepts of an image, the same number for each.
+
+        Args:
+            row: The number of the image since `on` began.
+        """
         raise NotImplementedError
 
     def term(self, step: int, empty, prompt, concepts, scale: float, memory: dict, rows: range) -> torch.Tensor:
-        """The term, (B, C, h, w). `concepts` is (B, K, C, h, w); `memory` lasts for one generation."""
+        """The term of one step, (B, C, h, w).
+
+        Args:
+            step: The denoising step, counted from 0.
+            empty: The unconditional predictions, (B, C, h, w).
+            prompt: The predictions for the prompts, (B, C, h, w).
+            concepts: The predictions for the concepts, (B, K, C, h, w).
+            scale: The guidance scale s_g.
+            memory: Kept between the steps of one generation.
+            rows: The numbers of the images since `on` began.
+        """
         raise NotImplementedError
 
     def idle(self) -> bool:
-        """Whether the term is zero at every step: then the UNet's prediction is not touched at all."""
+        """Whether the term is zero at every step. Then the UNet is not changed at all."""
         return not self.texts()
 
     def record(self) -> dict[str, object]:
+        """The method and its settings, for results."""
         return {"method": self.method, **asdict(self)}
 
     @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        """A context in which the pipeline generates with this edit.
+
+        Args:
+            pipe: A Stable Diffusion or SDXL pipeline.
+
+        Raises:
+            ValueError: A call has no classifier-free guidance, or the scheduler predicts neither epsilon nor velocity.
+        """
         if self.idle():
             yield
             return
@@ -88,19 +111,19 @@ class GuidanceEdit:
 
 
 def _alpha(scheduler, timestep) -> float:
-    """What turns differences of the UNet's predictions into differences of eps."""
+    """The factor that turns differences of the UNet's predictions into differences of eps."""
     if scheduler.config.get("prediction_type", "epsilon") == "epsilon":
         return 1.0
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError(
-            f"the scheduler predicts {scheduler.config.prediction_type!r}: this baseline knows epsilon and v_prediction"
+            f"the scheduler predicts {scheduler.config.prediction_type!r}: this baseline supports epsilon and v_prediction"
         )
     product = scheduler.alphas_cumprod[round(float(torch.as_tensor(timestep).flatten()[0]))]
     return max(float(product) ** 0.5, 1e-3)  # with zero terminal SNR the first one is 0
 
 
 def _second_half(value, rows: int, times: int):
-    """What belongs to the prompts of a batch of `rows` empty and prompt rows, each row `times` times; anything else as it is."""
+    """The prompts' half of what belongs to a batch of `rows` empty and prompt rows, each row `times` times; other values unchanged."""
     if isinstance(value, torch.Tensor):
         halved = value.ndim > 0 and len(value) == rows
         return value[rows // 2 :].repeat_interleave(times, dim=0) if halved else value

@@ -17,15 +17,16 @@ class LoRA(WeightEdit):
 
     @classmethod
     def read(cls, pipe: DiffusionPipeline, source: str | Path, scale: float = 1.0) -> LoRA:
-        """The merged weights of `load_lora_weights(source)` for this pipeline, which is left as it was.
+        """The merged weights of a LoRA for this pipeline, which is left as it was.
 
         Args:
+            pipe: The pipeline that the LoRA was made for.
             source: A .safetensors file, a folder, or a hub id, in any layout that diffusers reads.
-            scale: Strength of the update, 1 as it was trained.
+            scale: Strength of the update; 1 is the strength that it was trained with.
 
         Raises:
-            ValueError: it is pickled, damaged or not finite, was made for another model, changes no weight, or changes a text encoder
-                too, which an edit of the UNet cannot hold; or the pipeline holds a LoRA already.
+            ValueError: The LoRA is pickled, damaged or not finite, was made for another model, changes no weight, or also changes a text
+                encoder; or the pipeline already holds a LoRA.
         """
         if held := lora_modules(pipe):
             component, names = next(iter(held.items()))

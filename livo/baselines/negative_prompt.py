@@ -1,4 +1,4 @@
-"""A plain negative prompt: the unconditional branch of guidance reads what is not wanted (Liu et al., arXiv 2206.01714)."""
+"""A plain negative prompt: the unconditional branch of guidance reads what is unwanted (Liu et al., arXiv 2206.01714)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,29 @@ from livo.pipelines.settings import noted
 
 @dataclass(frozen=True)
 class NegativePrompt:
-    """`words` for every image whose call brings no negative prompt of its own."""
+    """A negative prompt for every call that has none of its own.
+
+    Args:
+        words: The negative prompt; "" changes nothing.
+    """
 
     words: str
 
     def record(self) -> dict[str, object]:
+        """The method and its settings, for results."""
         return {"method": "negative prompt", **asdict(self)}
 
     @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        """A context in which the pipeline generates with this negative prompt.
+
+        Args:
+            pipe: A Stable Diffusion or SDXL pipeline.
+
+        Raises:
+            ValueError: A call has no classifier-free guidance.
+        """
         if not self.words:
             yield
             return
@@ -49,5 +62,5 @@ class NegativePrompt:
 
 
 def _parameters(cls: type) -> Signature:
-    """Of the class's own encode_prompt: a subclass may take *args alone and pass them on."""
+    """The parameters of the class's own encode_prompt; a subclass may only take *args and pass them on."""
     return signature(vars(cls).get("encode_prompt", lambda: None))

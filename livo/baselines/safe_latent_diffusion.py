@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion (Schramowski et al., arXiv 2211.05105): guidance away from a safety concept, where the prompt is near it."""
+"""Safe Latent Diffusion (Schramowski et al., arXiv 2211.05105): guidance away from a safety concept where the prompt is close to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ class SafeLatentDiffusion(GuidanceEdit):
         mu    = min(1, |s_S (eps_p - eps_S)|) where eps_p - eps_S < lambda, else 0
         gamma = mu (eps_S - eps_empty) + s_m nu;    nu <- beta_m nu + (1 - beta_m) gamma
 
-    During warm-up gamma only feeds nu. The paper prints max(1, .); the authors' code, and this, bound mu by 1.
+    During the warm-up, gamma only updates nu. The paper prints max(1, .); the authors' code and this one bound mu by 1.
+
+    Args:
+        concept: What images are guided away from; "" changes nothing.
+        warmup: Steps without an edit.
+        scale: s_S, the strength; 0 changes nothing.
+        threshold: lambda.
+        momentum_scale: s_m.
+        momentum: beta_m, from 0 to below 1.
     """
 
     concept: str
@@ -37,6 +45,12 @@ class SafeLatentDiffusion(GuidanceEdit):
 
     @classmethod
     def preset(cls, concept: str, name: str = "strong") -> SafeLatentDiffusion:
+        """One of the authors' settings.
+
+        Args:
+            concept: What images are guided away from.
+            name: weak, medium, strong or max.
+        """
         return cls(concept, *SETTINGS[name])
 
     def texts(self) -> list[str]:

@@ -13,8 +13,8 @@ from livo.baselines.weights import WeightEdit, cross_attention, last_words
 class UnifiedConceptEditing(WeightEdit):
     """W = (lambda W0 + s_e sum v* c^T + s_p sum W0 c_p c_p^T) (lambda I + s_e sum c c^T + s_p sum c_p c_p^T)^-1, equation 7.
 
-    c is the embedding of a concept's last content token. v* = W0 c_guide for a concept that is erased, and
-    v* = W0 c + sum_k a_k W0 c_k for one that is debiased, c_k being the attributes.
+    c is the embedding of a concept's last content token. For a concept to erase, v* = W0 c_guide. For a concept to debias,
+    v* = W0 c + sum_k a_k W0 c_k, where c_k are the attributes.
     """
 
     method = "unified concept editing"
@@ -30,10 +30,16 @@ class UnifiedConceptEditing(WeightEdit):
         erase_scale: float = 1.0,
         preserve_scale: float = 1.0,
     ) -> UnifiedConceptEditing:
-        """Args:
-        erase: For each concept what stands in its place: {"bloody": ""}.
-        debias: For each concept the weight a_k of every attribute: {"doctor": {"female": 0.4, "male": -0.4}}.
-        preserve: Concepts that stay as they are. ridge: lambda of the equation.
+        """The edit in closed form, from the pipeline's own weights.
+
+        Args:
+            pipe: The pipeline. It is not changed.
+            erase: For each concept, what replaces it: {"bloody": ""}.
+            debias: For each concept, the weight a_k of every attribute: {"doctor": {"female": 0.4, "male": -0.4}}.
+            preserve: Concepts that stay as they are.
+            ridge: lambda of the equation.
+            erase_scale: s_e of the equation.
+            preserve_scale: s_p of the equation.
         """
         erase, debias = dict(erase or {}), {name: dict(w) for name, w in (debias or {}).items()}
         settings = {"erase": erase, "debias": debias, "preserve": list(preserve), "ridge": ridge}
@@ -66,10 +72,18 @@ class UnifiedConceptEditing(WeightEdit):
         within: float = 0.05,
         **options,
     ) -> Iterator[UnifiedConceptEditing]:
-        """The authors' loop: edit, look at each concept's images, move a_k by wanted - observed, until all are within 0.05.
+        """The authors' loop: edit, observe each concept's images, move a_k by wanted - observed, until all are close enough.
 
-        Yields the edit of every round, the last being the result. `observe` returns the share of every attribute in the images of a
-        concept; it is called with the edit in place. `targets` holds one distribution for each attribute family.
+        It yields the edit of every round; the last one is the result.
+
+        Args:
+            pipe: The pipeline. It is edited only while `observe` runs.
+            observe: Returns the share of every attribute in the images of a concept.
+            concepts: The concepts to debias.
+            targets: The wanted shares, one distribution for each attribute family.
+            rounds: The largest number of rounds.
+            within: A concept is done when all its shares are this close to the wanted ones.
+            options: Passed on to `edit`.
         """
         wanted = {name: share for target in targets for name, share in target.items()}
         weights = {concept: dict.fromkeys(wanted, 0.0) for concept in concepts}

@@ -1,4 +1,4 @@
-"""Baselines that exchange weights of the UNet, and what all baselines have in common."""
+"""Baselines that replace weights of the UNet, and what all baselines have in common."""
 
 from __future__ import annotations
 
@@ -18,15 +18,28 @@ from livo.utils.weights import check_tensors, read_tensors
 
 
 class Baseline(Protocol):
-    """`on(pipe)` is the edit, `record()` what a result stores of it: settings, and a hash of what was learned."""
+    """What an evaluation can compare."""
 
-    def on(self, pipe: DiffusionPipeline) -> AbstractContextManager[None]: ...
+    def on(self, pipe: DiffusionPipeline) -> AbstractContextManager[None]:
+        """A context in which the pipeline generates with the baseline.
 
-    def record(self) -> dict[str, object]: ...
+        Args:
+            pipe: A Stable Diffusion or SDXL pipeline. It is left as it was.
+        """
+        ...
+
+    def record(self) -> dict[str, object]:
+        """What a result stores: the method, its settings, and a hash of learned weights."""
+        ...
 
 
 class WeightEdit:
-    """Other weights for some of the UNet's parameters, by name. The UNet's own tensors are put aside and put back: the same objects."""
+    """New weights for some parameters of the UNet. The UNet's own tensors are restored afterwards, as the same objects.
+
+    Args:
+        weights: The new weights by parameter name.
+        settings: How they were made, for `record`.
+    """
 
     method = "weights"
 
@@ -36,6 +49,14 @@ class WeightEdit:
     @noted
     @contextmanager
     def on(self, pipe: DiffusionPipeline) -> Iterator[None]:
+        """A context in which the UNet has the new weights.
+
+        Args:
+            pipe: A pipeline with the UNet that they were made for.
+
+        Raises:
+            ValueError: The weights do not fit the UNet, or are not finite in its precision.
+        """
         self.check(pipe, self.method)
         parameters = dict(pipe.unet.named_parameters())
         own = {name: parameters[name].data for name in self.weights}
@@ -48,7 +69,15 @@ class WeightEdit:
                 parameters[name].data = weight
 
     def check(self, pipe: DiffusionPipeline, name: str) -> None:
-        """Raise ValueError, which calls the edit `name`, unless it fits the UNet and is finite in its precision."""
+        """Check that the weights fit the UNet and are finite in its precision.
+
+        Args:
+            pipe: The pipeline to edit.
+            name: What errors call the edit.
+
+        Raises:
+            ValueError: They do not, or are not.
+        """
         parameters = dict(pipe.unet.named_parameters())
         for key, weight in self.weights.items():
             if key not in parameters:
@@ -58,6 +87,7 @@ class WeightEdit:
         check_tensors(self.weights, name, pipe.unet.dtype)
 
     def record(self) -> dict[str, object]:
+        """The method, the number and hash of the new weights, and the settings, for results."""
         return {
             "method": self.method,
             "parameters": sum(w.numel() for w in self.weights.values()),
@@ -66,21 +96,35 @@ class WeightEdit:
         }
 
     def save(self, file: str | Path) -> None:
+        """Write the weights.
+
+        Args:
+            file: A .safetensors file.
+        """
         with replacing(Path(file)) as temporary:
             save_file({name: weight.cpu().contiguous() for name, weight in self.weights.items()}, temporary)
 
     @classmethod
     def load(cls, file: str | Path, settings: Mapping[str, object] | None = None) -> WeightEdit:
-        """What `save` wrote.
+        """Read what `save` wrote.
+
+        Args:
+            file: A .safetensors file.
+            settings: How the weights were made, for `record`.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: it is pickled, damaged, not finite or not of floating-point numbers.
+            FileNotFoundError: There is no such file.
+            ValueError: It is pickled or damaged, or its values are not finite floating-point numbers.
         """
         return cls(read_tensors(file), settings)
 
 
 def cross_attention(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:
-    """The weights that read the prompt: to_k and to_v of every cross-attention, by parameter name."""
+    """The weights that read the prompt: to_k and to_v of every cross-attention, by parameter name.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+    """
     return {
         name: parameter.data
         for name, parameter in pipe.unet.named_parameters()
@@ -90,7 +134,12 @@ def cross_attention(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode(pipe: DiffusionPipeline, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The pipeline's own prompt embeddings (N, length, width), and SDXL's pooled ones (N, width)."""
+    """The pipeline's own prompt embeddings, (N, length, width), and those pooled by SDXL, (N, width), or None.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+        texts: The N prompts.
+    """
     found = pipe.encode_prompt(
         list(texts), device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
@@ -98,7 +147,12 @@ def encode(pipe: DiffusionPipeline, texts: Sequence[str]) -> tuple[torch.Tensor,
 
 
 def last_words(pipe: DiffusionPipeline, texts: Sequence[str]) -> torch.Tensor:
-    """The embedding of each text's last content token, (N, width); of an empty text that of its EOS."""
+    """The embedding of the last content token of each text, (N, width); for an empty text that of its EOS.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+        texts: The N texts.
+    """
     embeds, _ = encode(pipe, texts)
     length = pipe.tokenizer.model_max_length
     ids = [pipe.tokenizer(text, truncation=True, max_length=length).input_ids for text in texts]

@@ -15,14 +15,14 @@ _CARD = """---
 
 # {{ config.adapter }} for {{ config.model }}, trained with {{ config.objective }}
 
-Load it with `pipe.{{ load }}(folder)`. Records name its weights {{ record["weights"] }}.
+Load it with `pipe.{{ load }}(folder)`. Records call its weights {{ record["weights"] }}.
 
 It was trained on {{ record["pairs"] }} pairs (data {{ record["data"] }}) of these statements:
 {{ statements }}. The backbone ({{ record["backbone"] }}) was frozen. training.json holds every option and version.
 
 ## Intended use
 
-Steering of a text-to-image model towards stated values. It is not a security boundary: whoever holds the weights can leave it out.
+It steers a text-to-image model towards stated values. It is not a security boundary: anyone with the weights can leave it out.
 
 ## Limits
 
@@ -33,7 +33,13 @@ Run `livo evaluate` on held-out prompts before relying on it.
 
 
 def weights_card(config: TrainingConfig, record: Mapping, statements: Sequence[str]) -> str:
-    """README.md of a trained value encoder or LoRA: what it is for, how it came about, and what is known of its limits."""
+    """README.md of a trained value encoder or LoRA: its use, its training and its known limits.
+
+    Args:
+        config: The run's options.
+        record: The training record.
+        statements: The statements that were trained.
+    """
     card = ModelCard.from_template(
         ModelCardData(
             library_name="livo", base_model=config.model, tags=["text-to-image", "preference-optimisation", config.objective]

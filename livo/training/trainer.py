@@ -128,9 +128,9 @@ def _put_away_encoders(pipe: DiffusionPipeline, keep: bool) -> None:
 
 
 def _interpolate(adapter: Adapter, start: Mapping[str, torch.Tensor], share: float) -> None:
-    """WiSE-FT (Wortsman et al., arXiv 2109.01903): start + share (end - start) keeps what training did not look at.
+    """WiSE-FT (Wortsman et al., arXiv 2109.01903): start + share (end - start). Words that were not trained keep more of their meaning.
 
-    peft and diffusers interpolate adapters, not the whole encoders that are trained here, so these lines are our own.
+    It is one lerp for each weight, so no library is used.
     """
     trained = dict(adapter.trainable())
     with torch.no_grad():

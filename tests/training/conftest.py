@@ -5,20 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
 from livo.data.embedding_cache import PromptEmbeddings
 from livo.data.preference_dataset import PreferenceDataset
 from livo.training.config import TrainingConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps its precision for the life of a process; a test may want another."""
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

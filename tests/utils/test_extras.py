@@ -45,5 +45,6 @@ def test_training_claims_the_files_of_tensorboard_only_where_it_is_installed(the
     assert caplog.text.count("TensorBoard's files are not written") == (0 if there else 1)
     monkeypatch.setattr("livo.training.trainer.train", lambda config, resume: iter(()))
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "metadata.jsonl").touch()
     assert main(["train", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")]) == 0
     assert ("TensorBoard" in capsys.readouterr().out) is there

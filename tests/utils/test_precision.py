@@ -30,7 +30,7 @@ from livo.utils import logs, precision
 from livo.utils.precision import Precision, for_pipeline, recorded, resolve, settle
 from livo.utils.prompt_files import Prompt
 from tests.conftest import gap
-from tests.training.conftest import config, data, fresh_accelerate  # noqa: F401, fixtures
+from tests.training.conftest import config, data  # noqa: F401, fixtures
 
 ROOT = Path(__file__).parents[2]
 
