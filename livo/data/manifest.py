@@ -215,7 +215,8 @@ def _manifests(folder: Path) -> list[Path]:
 
 def _scan(folder: Path) -> Report:
     check_folder(folder)
-    report, seen = Report([]), {}
+    report = Report([])
+    seen: dict[Path, str] = {}
     for manifest in _manifests(folder):
         try:
             lines = split_lines(read_text(manifest))
@@ -260,14 +261,14 @@ def _sample(line: str, where: str, manifest: Path, folder: Path) -> Sample:
     if row.get("label") not in (0, 1):
         raise PreferenceError(f"{where}: label is {row.get('label')!r}: 1 is aligned, 0 is violating")
     try:
-        name = PureWindowsPath(row["file_name"])  # accepts / and \\ as separators
-        file = (manifest.parent / (row["file_name"] if name.drive else name.as_posix())).resolve()
+        listed = PureWindowsPath(row["file_name"])  # accepts / and \\ as separators
+        file = (manifest.parent / (row["file_name"] if listed.drive else listed.as_posix())).resolve()
         file.is_file()
     except OSError as error:
         raise PreferenceError(
             f"{where}: file_name {row['file_name'][:40]!r}... is not a valid file name ({error.strerror})"
         ) from None
-    if name.drive or not file.is_relative_to(manifest.parent.resolve()):
+    if listed.drive or not file.is_relative_to(manifest.parent.resolve()):
         raise PreferenceError(
             f"{where}: file_name {row['file_name']!r} is outside its folder; move the image next to its {MANIFEST}"
         )

@@ -188,7 +188,8 @@ def mixed(*parts: tuple[float, Objective]) -> Objective:
     """
 
     def objective(*errors: torch.Tensor) -> tuple[torch.Tensor, Statistics]:
-        losses, statistics = 0.0, {}
+        losses = torch.zeros_like(errors[0])
+        statistics: Statistics = {}
         for weight, part in parts:
             values, more = part(*errors)
             losses, statistics = losses + weight * values, statistics | more

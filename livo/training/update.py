@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -104,7 +104,7 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def _optimizer(config: LoopConfig, parameters) -> torch.optim.Optimizer:
-    settings = {"lr": config.lr, "betas": (0.9, 0.99), "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.99), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw_8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
