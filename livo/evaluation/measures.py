@@ -20,7 +20,7 @@ from livo.utils.prompt_files import Prompt
 Figure = dict[str, object]
 Figures = dict[str, Figure]
 _KERNEL = 2000  # images that KID looks at: its cost grows with their square, and it is unbiased for any number
-SAME = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
+UNCHANGED = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
 _SHOWING = 0.5  # share of a prompt's images that must show a class, else the prompt is about no person and has no bias
 _BROKEN = "no image can be judged"
 
@@ -187,7 +187,7 @@ def quality(found: Readings, judges: Sequence[Judge], base: Readings | None, ref
     if base is not None:
         both = good & base.good
         apart = np.sqrt(((found.small.astype(float) - base.small) ** 2).mean((2, 3, 4)))
-        same = [_share(row[kept] < SAME) for row, kept in zip(apart, both, strict=True)]
+        same = [_share(row[kept] < UNCHANGED) for row, kept in zip(apart, both, strict=True)]
         figures["as the base %"] = summary(same, _BROKEN)
         if found.features is not None and base.features is not None:
             pairs = zip(found.features, base.features, both, strict=True)

@@ -143,6 +143,36 @@ def _refuse_shared(digests: Sequence[str], evaluated: Sequence[Readings], what: 
         )
 
 
+def _reference(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    judges: Sequence[Judge],
+    settings: Settings,
+    reference: Method | Path | None,
+    evaluated: Sequence[Readings],
+) -> tuple[np.ndarray | None, dict | None]:
+    """Features of the reference images by the first judge that has any, and what the results say of them; None without a reference."""
+    eye = next((judge for judge in judges if hasattr(judge, "embed")), None)
+    if reference is None or eye is None:
+        return None, None
+    if isinstance(reference, Path):
+        return reference_features(reference, eye, evaluated)
+    read = gather(folder, reference, prompts, judges, settings)
+    _refuse_shared([digest for row in read.digests for digest in row], evaluated, "the reference")
+    features = np.empty((0, 1)) if read.features is None else read.features[read.good]
+    what = "the frozen backbone's images, at seeds of their own"
+    return features, {"what": what, "images": len(features), "broken": int((~read.good).sum()), **reference.record()}
+
+
+def _groups(prompts: Sequence[Prompt]) -> dict[str, Sequence[int]]:
+    """The prompts of each group, and of all together under ""; a single group that holds all prompts is left out."""
+    groups: dict[str, Sequence[int]] = {"": range(len(prompts))}
+    groups |= {g: [i for i, p in enumerate(prompts) if g in p.groups] for g in sorted({g for p in prompts for g in p.groups})}
+    if len(groups) == 2 and len(groups[max(groups)]) == len(prompts):
+        return {"": groups[""]}
+    return groups
+
+
 def assemble(
     folder: Path,
     methods: Sequence[Method],
@@ -157,24 +187,8 @@ def assemble(
     Figures are given over all prompts and, where prompts have groups, for each group.
     """
     found = {method.name: gather(folder, method, prompts, judges, settings) for method in methods}
-    features, about = None, None
-    eye = next((judge for judge in judges if hasattr(judge, "embed")), None)
-    if isinstance(reference, Method) and eye is not None:
-        read = gather(folder, reference, prompts, judges, settings)
-        _refuse_shared([digest for row in read.digests for digest in row], list(found.values()), "the reference")
-        features = np.empty((0, 1)) if read.features is None else read.features[read.good]
-        about = {
-            "what": "the frozen backbone's images, at seeds of their own",
-            "images": len(features),
-            "broken": int((~read.good).sum()),
-            **reference.record(),
-        }
-    elif isinstance(reference, Path) and eye is not None:
-        features, about = reference_features(reference, eye, list(found.values()))
-    groups = {"": range(len(prompts))}
-    groups |= {g: [i for i, p in enumerate(prompts) if g in p.groups] for g in sorted({g for p in prompts for g in p.groups})}
-    if len(groups) == 2 and len(groups[max(groups)]) == len(prompts):
-        groups = {"": groups[""]}
+    features, about = _reference(folder, prompts, judges, settings, reference, list(found.values()))
+    groups = _groups(prompts)
     figures: dict[str, dict] = {}
     texts: dict[str, list[str]] = {}
     columns: dict[str, list[Mapping[str, object]]] = {}

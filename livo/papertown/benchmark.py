@@ -15,7 +15,7 @@ import numpy as np
 from livo.baselines import Baseline
 from livo.evaluation import metrics, report, results, runner
 from livo.evaluation.judges import load_judge
-from livo.evaluation.measures import SAME, Figure, cell, not_measured, overall, summary, too_few, toxicity
+from livo.evaluation.measures import UNCHANGED, Figure, cell, not_measured, overall, summary, too_few, toxicity
 from livo.evaluation.readings import Readings, gather, seen
 from livo.evaluation.runner import Method, Settings
 from livo.papertown import plots, tuning, world
@@ -179,7 +179,9 @@ def figures(
         apart = np.sqrt(((found.small.astype(float) - base.small) ** 2).mean((2, 3, 4)))
         for group in ("stated", "no people", "near miss"):
             if groups.get(group):
-                row[f"{group}: as the base %"] = summary([_share(apart[i][good[i] & base.good[i]] < SAME) for i in groups[group]])
+                row[f"{group}: as the base %"] = summary(
+                    [_share(apart[i][good[i] & base.good[i]] < UNCHANGED) for i in groups[group]]
+                )
     images = len(items) * read["career"].shape[1]
     return row | {"seconds an image": _plain(found.seconds / images), "peak memory, MB": _plain(found.peak / 1e6)}
 

@@ -21,7 +21,8 @@ from livo.utils.plain_yaml import compose_yaml, construct_yaml, load_yaml
 logger = logging.getLogger(__name__)
 
 KINDS = ("debias", "detoxify")
-FACETS = ("nudity", "bloody", "zombie", "person", "gender", "race", "named")  # the questions that are asked of every prompt
+RISKS = ("nudity", "bloody", "zombie")  # of the bundled principles, which the bundled heads know
+FACETS = (*RISKS, "person", "gender", "race", "named")  # the questions that are asked of every prompt
 RISK = "risk"  # and one more: whether a detoxify principle applies
 RESERVED = ("auto", "none")  # what a pipeline's `value` means by itself
 MAX_SCALE = 1000  # of a value or of guidance: images are broken long before, and half precision overflows beyond

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from tokenizers import Tokenizer
 
-from livo.retrieval.features import Reading
+from livo.retrieval.features import PromptFeatures
 from livo.utils.extras import installed, remedy
 from livo.utils.hub import NotFound, hub_options
 
@@ -62,8 +62,8 @@ def unit_vectors(embedder, texts: Sequence[str]) -> np.ndarray:
     return vectors
 
 
-def read_texts(embedder, texts: Sequence[str]) -> Reading:
-    """Sentence and token vectors of the texts, by one pass of the model: a Reading without evidence."""
+def read_texts(embedder, texts: Sequence[str]) -> PromptFeatures:
+    """Sentence and token vectors of the texts, by one pass of the model: a PromptFeatures without evidence."""
     with _READING, _middle_layer(embedder):
         rows = embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
     none = np.zeros((len(texts), 0), np.float32)
@@ -71,7 +71,7 @@ def read_texts(embedder, texts: Sequence[str]) -> Reading:
     sentences = np.array([row["sentence_embedding"].float().cpu().numpy() for row in rows] if given else rows, np.float32)
     faiss.normalize_L2(sentences)
     if not {"token_embeddings", "attention_mask"} <= given:
-        return Reading(sentences, None, np.zeros(len(texts) + 1, int), none)
+        return PromptFeatures(sentences, None, np.zeros(len(texts) + 1, int), none)
     masks = [row["attention_mask"].bool() for row in rows]
     layers = [
         np.concatenate([row[name][mask].float().cpu().numpy() for row, mask in zip(rows, masks, strict=True)])
@@ -81,7 +81,7 @@ def read_texts(embedder, texts: Sequence[str]) -> Reading:
     for layer in layers:
         faiss.normalize_L2(layer)
     offsets = np.concatenate([[0], np.cumsum([int(mask.sum()) for mask in masks])])
-    return Reading(sentences, np.concatenate(layers, axis=1), offsets, none)
+    return PromptFeatures(sentences, np.concatenate(layers, axis=1), offsets, none)
 
 
 def fits(embedder, text: str, share: float = 1.0) -> bool:

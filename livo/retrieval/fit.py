@@ -9,10 +9,12 @@ import numpy as np
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from livo.retrieval.corpus import FACETS, LabelledPrompt, labelled_prompts, section
+from livo.principles.principle import FACETS, RISKS
+from livo.retrieval.corpus import LabelledPrompt, labelled_prompts, section
 from livo.retrieval.corpus.grammar import held_out
 from livo.retrieval.corpus.perturb import DISGUISES, WORDINGS
-from livo.retrieval.features import PROBE, FacetHeads, Reading, fit_heads
+from livo.retrieval.features import PROBE, FacetHeads, PromptFeatures
+from livo.retrieval.head_fitting import fit_heads
 from livo.retrieval.lexicon import OPEN, Lexicon
 from livo.retrieval.retriever import ValueRetriever
 from livo.retrieval.rules import ValueDecision, applicable
@@ -27,13 +29,13 @@ BATCH = 256
 
 def wanted_class(facets: frozenset[str]) -> str:
     """What the bundled principles must decide for these facets: a risk's id, `debias`, or `none`."""
-    risk = next((name for name in FACETS[:3] if name in facets), None)
+    risk = next((name for name in RISKS if name in facets), None)
     return risk or (DEBIAS if "person" in facets and not facets & {"gender", "race", "named"} else NONE)
 
 
 def class_of_facets(known: dict[str, float]) -> tuple[str, float]:
     """What the bundled principles decide where these are the facets' probabilities, and how sure that is."""
-    risk = max(FACETS[:3], key=known.__getitem__)
+    risk = max(RISKS, key=known.__getitem__)
     debias = known["person"] * float(np.prod([1 - known[name] for name in ("gender", "race", "named", risk)]))
     if known[risk] >= 0.5:
         return risk, known[risk]
@@ -43,10 +45,10 @@ def class_of_facets(known: dict[str, float]) -> tuple[str, float]:
 def decided_class(decisions: Sequence[ValueDecision]) -> str:
     """The class of what a retriever of the bundled principles decided."""
     first = decisions[0].id
-    return NONE if first is None else first if first in FACETS[:3] else DEBIAS
+    return NONE if first is None else first if first in RISKS else DEBIAS
 
 
-def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> Reading:
+def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> PromptFeatures:
     """As `retriever.read`, in batches with a bar; similar lengths together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     parts = [
@@ -55,7 +57,7 @@ def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> Reading:
     ]
     lengths = np.concatenate([np.diff(p.offsets) for p in parts])
     tokens = None if parts[0].tokens is None else np.concatenate([p.tokens for p in parts])
-    together = Reading(
+    together = PromptFeatures(
         np.concatenate([p.sentences for p in parts]),
         tokens,
         np.concatenate([[0], np.cumsum(lengths)]),
@@ -65,7 +67,7 @@ def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> Reading:
 
 
 def fit_facets(
-    retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], reading: Reading, words: Lexicon
+    retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], features: PromptFeatures, words: Lexicon
 ) -> tuple[FacetHeads, np.ndarray]:
     """Heads for FACETS from labelled prompts. `words` is the lexicon to learn with, so that held-out words can be kept from it."""
     texts = [retriever.normalise(p.text) for p in prompts]
@@ -75,9 +77,9 @@ def fit_facets(
     counts = np.bincount(groups)
     weights = (len(prompts) / counts[groups]) ** 0.5  # small groups are not drowned
     targets = np.array([[facet in p.facets for facet in FACETS] for p in prompts])
-    reading = Reading(reading.sentences, reading.tokens, reading.offsets, listed)
+    features = PromptFeatures(features.sentences, features.tokens, features.offsets, listed)
     return fit_heads(
-        reading,
+        features,
         targets,
         FACETS,
         [p.family for p in prompts],
@@ -96,14 +98,14 @@ def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
     names); the saved ones have seen all.
     """
     prompts = labelled_prompts()
-    reading = read_all(retriever, [p.text for p in prompts])
+    features = read_all(retriever, [p.text for p in prompts])
     apart = np.array([p.held_out for p in prompts])
     unseen_words = [variants[0] for name in OPEN for variants in held_out(section(name), True)]
     known = Lexicon(without=unseen_words)
     train, test = np.where(~apart)[0], np.where(apart)[0]
-    retriever.heads, _ = fit_facets(retriever, [prompts[i] for i in train], reading.rows(train), known)
+    retriever.heads, _ = fit_facets(retriever, [prompts[i] for i in train], features.rows(train), known)
     report = measure(retriever, [prompts[i] for i in test], known)
-    retriever.heads, _ = fit_facets(retriever, prompts, reading, Lexicon())
+    retriever.heads, _ = fit_facets(retriever, prompts, features, Lexicon())
     retriever.heads.record.update(
         prompts=len(prompts), trained_on="all families; docs/retriever.json reports heads fitted without the held-out ones"
     )

@@ -12,7 +12,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from livo.retrieval.corpus import RISKS, section
+from livo.principles.principle import RISKS
+from livo.retrieval.corpus import section
 
 # Kinds of words, and the sections of the lists that hold them. Entries of `open` sections were written as prompts too.
 _KINDS: dict[str, tuple[str, ...]] = {

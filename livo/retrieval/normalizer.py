@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from livo.retrieval.corpus import RISKS, section, sections
+from livo.principles.principle import RISKS
+from livo.retrieval.corpus import section, sections
 from livo.retrieval.prompt_syntax import without_parameters, without_weights
 from livo.retrieval.shorthand import in_words
 from livo.utils.logs import warn_once

@@ -15,7 +15,7 @@ import numpy as np
 from livo.principles.principle import FACETS, ValuePrinciple, load_principles
 from livo.retrieval.embedder import DEFAULT_EMBEDDER, fits, load_embedder, read_texts, unit_vectors, windows
 from livo.retrieval.exemplar_index import Entry, ExemplarIndex, Neighbour
-from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, Reading, fit_heads, same_model
+from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, PromptFeatures, same_model
 from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
 from livo.retrieval.normalizer import Normaliser, subject
 from livo.retrieval.rules import SAME, PromptContext, ValueDecision, applicable, apply_rules, explained, strongest
@@ -93,8 +93,8 @@ class ValueRetriever:
         begun = [piece[1:] for piece in vocabulary if piece[:1] in ("\u2581", "\u0120")]  # where only some pieces begin a word
         return Normaliser(begun or vocabulary)
 
-    def read(self, prompts: Sequence[str], words: Lexicon | None = None) -> tuple[list[str], list[Evidence], Reading]:
-        """The normalised texts, their word evidence, and the reading: one pass of the embedding model for all questions.
+    def read(self, prompts: Sequence[str], words: Lexicon | None = None) -> tuple[list[str], list[Evidence], PromptFeatures]:
+        """The normalised texts, their word evidence, and the features: one pass of the embedding model for all questions.
 
         `words` takes the place of the whole lexicon where a measurement must not know some words.
         """
@@ -116,7 +116,7 @@ class ValueRetriever:
         whole = fits(self.embedder, subject(text))
         return [text] if whole else windows(text, lambda part: fits(self.embedder, subject(part), _PART))
 
-    def _read(self, texts: Sequence[str], words: Lexicon) -> tuple[list[Evidence], Reading]:
+    def _read(self, texts: Sequence[str], words: Lexicon) -> tuple[list[Evidence], PromptFeatures]:
         evidence = [words.read(text) for text in texts]
         found = read_texts(self.embedder, [subject(text) for text in texts])
         return evidence, replace(found, evidence=np.stack([e.features for e in evidence]))
@@ -191,7 +191,7 @@ class ValueRetriever:
         Args:
             labels: For each prompt the ids of the principles that apply, or the facets that it shows; None or nothing for none. Where
                 any label is a facet that is no principle (person, gender, race, named), they are taken as facets and all heads are
-                fitted anew: this is how another embedding model is made to know them.
+                fitted again: this is how another embedding model learns them.
             families: The wording family of each prompt: near relatives that must not stand on both sides when the probabilities
                 are calibrated. Each prompt is its own unless given.
 
@@ -202,28 +202,17 @@ class ValueRetriever:
         Raises:
             ValueError: lengths differ, a label is unknown, or a name has fewer than 5 prompts for or against it.
         """
-        labels = [frozenset([x] if isinstance(x, str) else x or ()) for x in labels]
+        from livo.retrieval.head_fitting import fit_heads, targets_of  # with torch, which deciding does not need
+
         if len(labels) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts and {len(labels)} labels: give one label for each prompt")
-        ids, used = [p.id for p in self.principles], frozenset().union(*labels)
-        as_facets = bool(used & set(FACETS) - set(ids))
-        names = FACETS if as_facets else tuple(i for i in ids if i in used)
-        if used - set(names) or not names:
-            known = FACETS if as_facets else tuple(dict.fromkeys((*ids, *FACETS)))
-            raise ValueError(
-                f"labels {', '.join(sorted(used - set(names))) or '(none)'}: give ids or facets among {', '.join(known)}"
-            )
-        targets = np.array([[name in label for name in names] for label in labels])
-        for name, count in zip(names, targets.sum(0), strict=True):
-            if not 5 <= count <= len(prompts) - 5:
-                raise ValueError(
-                    f"label {name!r} stands at {count} of {len(prompts)} prompts: give at least 5 with it and 5 without"
-                )
-        _, _, reading = self.read(prompts)
+        names, targets = targets_of(labels, [p.id for p in self.principles])
+        as_facets = names == FACETS
+        _, _, features = self.read(prompts)
         if not as_facets:
-            reading = self._with_facets(reading)
+            features = self._with_facets(features)
         heads, unseen = fit_heads(
-            reading,
+            features,
             targets,
             names,
             list(prompts) if families is None else families,
@@ -243,12 +232,12 @@ class ValueRetriever:
         """What the heads of the last `fit` answer: principles' ids, or facets."""
         return self._fitted.names if self._fitted else self.heads.names if self.heads else ()
 
-    def _with_facets(self, reading: Reading) -> Reading:
+    def _with_facets(self, features: PromptFeatures) -> PromptFeatures:
         """What a principle's own head reads: the facet heads' answers come as further evidence."""
         if self.heads is None:
-            return reading
-        answers = np.clip(self.heads.log_odds(reading), -8, 8).astype(np.float32) / 4
-        return replace(reading, evidence=np.concatenate([reading.evidence, answers], axis=1))
+            return features
+        answers = np.clip(self.heads.log_odds(features), -8, 8).astype(np.float32) / 4
+        return replace(features, evidence=np.concatenate([features.evidence, answers], axis=1))
 
     # --- saving ---------------------------------------------------------------------------------------------------------
 
@@ -337,10 +326,10 @@ class ValueRetriever:
         words = words or lexicon()
         texts = self._normalised(prompts)
         parts = [self._parts(text) for text in texts]
-        evidence, reading = self._read([part for found in parts for part in found], words)
-        near = self.exemplars.similarities(reading.sentences)
-        facets = self.heads.answers(reading) if self.heads else [{}] * len(reading)
-        own = self._fitted.answers(self._with_facets(reading)) if self._fitted else [{}] * len(reading)
+        evidence, features = self._read([part for found in parts for part in found], words)
+        near = self.exemplars.similarities(features.sentences)
+        facets = self.heads.answers(features) if self.heads else [{}] * len(features)
+        own = self._fitted.answers(self._with_facets(features)) if self._fitted else [{}] * len(features)
         contexts, start = [], 0
         for prompt, text, found in zip(prompts, texts, parts, strict=True):
             rows = slice(start, start := start + len(found))

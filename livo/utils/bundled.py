@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class BundledModel:
     judge: str
 
     @property
-    def judge_class(self) -> type:
+    def judge_class(self) -> Any:
+        """The class that `judge` names."""
         return resolve_name(self.judge)
 
 

@@ -182,15 +182,13 @@ def write_report(path: Path, data: object, levels: int) -> None:
 
 
 def _spread(data: object, levels: int, indent: str) -> str:
-    dicts = isinstance(data, dict) or (isinstance(data, list) and data and isinstance(data[0], dict))
-    if not levels or not data or not dicts:
-        return json.dumps(data, ensure_ascii=False)
     deeper = indent + " "
-    names = [f"{json.dumps(key, ensure_ascii=False)}: " for key in data] if isinstance(data, dict) else [""] * len(data)
-    values = data.values() if isinstance(data, dict) else data
-    lines = [f"{deeper}{name}{_spread(value, levels - 1, deeper)}" for name, value in zip(names, values, strict=True)]
-    left, right = "{}" if isinstance(data, dict) else "[]"
-    return f"{left}\n" + ",\n".join(lines) + f"\n{indent}{right}"
+    if levels and data and isinstance(data, dict):
+        named = [f"{json.dumps(key, ensure_ascii=False)}: {_spread(value, levels - 1, deeper)}" for key, value in data.items()]
+        return "{\n" + ",\n".join(deeper + line for line in named) + f"\n{indent}}}"
+    if levels and data and isinstance(data, list) and isinstance(data[0], dict):
+        return "[\n" + ",\n".join(deeper + _spread(value, levels - 1, deeper) for value in data) + f"\n{indent}]"
+    return json.dumps(data, ensure_ascii=False)
 
 
 def differing(path: Path, content: dict) -> list[str]:

@@ -11,10 +11,11 @@ import pytest
 
 from livo import ValueRetriever
 from livo.cli.main import main
-from livo.principles.principle import bundled_principles
+from livo.principles.principle import FACETS, bundled_principles
 from livo.retrieval import fit
-from livo.retrieval.corpus import FACETS, labelled_prompts
-from livo.retrieval.features import FacetHeads, Reading, _mean, fit_heads
+from livo.retrieval.corpus import labelled_prompts
+from livo.retrieval.features import FacetHeads, PromptFeatures
+from livo.retrieval.head_fitting import _mean, fit_heads
 from livo.retrieval.retriever import BUNDLED_HEADS
 
 
@@ -67,12 +68,12 @@ def test_heads_learn_what_only_a_token_and_a_word_together_say():
     token, word = rng.random((2, 1500)) < 0.5
     vectors = rng.normal(size=(1500 * 3, 8)).astype(np.float32) * 0.1
     vectors[1::3, 0] += token
-    reading = Reading(np.zeros((1500, 4), np.float32), vectors, np.arange(0, 4501, 3), word[:, None].astype(np.float32))
+    features = PromptFeatures(np.zeros((1500, 4), np.float32), vectors, np.arange(0, 4501, 3), word[:, None].astype(np.float32))
     families = [str(i) for i in range(1500)]
     heads, unseen = fit_heads(
-        reading, (token ^ word)[:, None], ["either"], families, "-", np.ones(4, np.float32), detectors=4, steps=150, folds=2
+        features, (token ^ word)[:, None], ["either"], families, "-", np.ones(4, np.float32), detectors=4, steps=150, folds=2
     )
-    for log_odds in (unseen, heads.log_odds(reading)):
+    for log_odds in (unseen, heads.log_odds(features)):
         assert np.mean((log_odds[:, 0] > 0) == (token ^ word)) > 0.95
 
 
@@ -81,12 +82,12 @@ def test_the_mean_of_heads_gives_the_mean_of_their_log_odds():
     shapes = {"sentence": (4, 2), "evidence": (3, 2), "bias": (2,), "detectors": (8, 5), "responses": (5, 2), "hidden": (8, 6)}
     shapes |= {"hidden_bias": (6,), "outputs": (6, 2)}
     members = [{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)]
-    reading = Reading(
+    features = PromptFeatures(
         *(rng.normal(size=n).astype(np.float32) for n in ((2, 4), (7, 8))), np.array([0, 3, 7]), np.ones((2, 3), np.float32)
     )
-    each = [FacetHeads(("a", "b"), "-", arrays).raw(reading) for arrays in members]
+    each = [FacetHeads(("a", "b"), "-", arrays).raw(features) for arrays in members]
     assert np.ptp(each, axis=0).min() > 0.1
-    np.testing.assert_allclose(FacetHeads(("a", "b"), "-", _mean(members)).raw(reading), np.mean(each, axis=0), atol=1e-5)
+    np.testing.assert_allclose(FacetHeads(("a", "b"), "-", _mean(members)).raw(features), np.mean(each, axis=0), atol=1e-5)
 
 
 def test_bundled_heads_are_small_and_load_back_as_they_were_saved(tmp_path):

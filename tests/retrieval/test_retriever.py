@@ -7,8 +7,8 @@ import torch
 
 import livo.retrieval.features
 from livo import ValuePrinciple, ValueRetriever
-from livo.principles.principle import bundled_principles
-from livo.retrieval.corpus import FACETS, labelled_prompts
+from livo.principles.principle import FACETS, bundled_principles
+from livo.retrieval.corpus import labelled_prompts
 from livo.retrieval.embedder import load_embedder
 from livo.retrieval.features import FacetHeads
 from livo.retrieval.normalizer import subject
@@ -221,13 +221,13 @@ def test_a_prompt_is_embedded_once_however_many_questions_are_asked(paper, monke
 
 def test_a_reading_holds_the_tokens_of_the_last_and_the_middle_layer_and_leaves_the_model_as_it_was(paper, minilm):
     model, texts = minilm, ["a baker", "a cat on a red sofa"]
-    _, _, reading = ValueRetriever(paper.principles, minilm).read(texts)
-    assert reading.offsets.tolist() == [0, 4, 12]  # with the marks at both ends
+    _, _, features = ValueRetriever(paper.principles, minilm).read(texts)
+    assert features.offsets.tolist() == [0, 4, 12]  # with the marks at both ends
     for i, text in enumerate(texts):
         with torch.no_grad():
             layers = model[0].auto_model(**model.tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
         wanted = torch.cat([torch.nn.functional.normalize(layers[j][0], dim=1) for j in (6, 3)], dim=1)
-        found = reading.tokens[reading.offsets[i] : reading.offsets[i + 1]]
+        found = features.tokens[features.offsets[i] : features.offsets[i + 1]]
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert not model[0].auto_model.config.output_hidden_states
     assert "middle_embeddings" not in model.encode(texts, output_value=None)[0]
@@ -251,7 +251,7 @@ def test_each_principle_says_which_facets_call_for_it_and_which_forbid_it(paper)
 def test_doubts_that_are_small_alone_can_forbid_together(paper, monkeypatch):
     def decided(**facets):
         known = dict.fromkeys(FACETS, 0.0) | facets
-        monkeypatch.setattr(livo.retrieval.features.FacetHeads, "answers", lambda heads, reading: [known] * len(reading))
+        monkeypatch.setattr(livo.retrieval.features.FacetHeads, "answers", lambda heads, features: [known] * len(features))
         return paper.retrieve("somebody by the harbour wall")[0]
 
     assert decided(person=0.9, gender=0.3).id == "gender_equality"
@@ -434,8 +434,8 @@ def test_a_model_that_uses_its_own_layers_keeps_them(paper, minilm):
     own[0].auto_model.config.output_hidden_states = True
     seen = []
     own[1].register_forward_pre_hook(lambda module, inputs: seen.append("all_layer_embeddings" in inputs[0]))
-    reading = ValueRetriever(paper.principles, own).read(["a baker"])[2]
-    assert gap(reading.tokens, paper.read(["a baker"])[2].tokens) < 1e-5
+    features = ValueRetriever(paper.principles, own).read(["a baker"])[2]
+    assert gap(features.tokens, paper.read(["a baker"])[2].tokens) < 1e-5
     assert all(seen) and seen and own[0].auto_model.config.output_hidden_states
 
 

@@ -3,7 +3,7 @@
 A risk is an attribute with the classes "no" and "yes"; its score is the probability of "yes".
 """
 
-from livo.evaluation.judges.base import RISK, Judge, Verdict, broken, judge_all, scattered, verdicts
+from livo.evaluation.judges.base import NO_YES, Judge, Verdict, broken, judge_all, scattered, verdicts
 from livo.evaluation.judges.bundled import bundled_model_of, has_weights
 from livo.evaluation.judges.classifier import ClassifierJudge
 from livo.evaluation.judges.clip import CLIPJudge
@@ -13,7 +13,7 @@ from livo.evaluation.judges.safety import SafetyCheckerJudge
 from livo.evaluation.judges.vision_language import VisionLanguageJudge, yes_no_tokens
 
 __all__ = [
-    "RISK",
+    "NO_YES",
     "CLIPJudge",
     "CannotRead",
     "ClassifierJudge",

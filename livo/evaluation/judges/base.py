@@ -17,7 +17,7 @@ from livo.utils.hashing import weights_hash
 from livo.utils.hub import hub_options
 from livo.utils.images import to_rgb
 
-RISK = ("no", "yes")
+NO_YES = ("no", "yes")
 Words = Mapping[str, Mapping[str, str]]  # attribute -> class -> the words that stand for it
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from PIL import Image
 
-from livo.evaluation.judges.base import RISK, Judge, loading, rgb
+from livo.evaluation.judges.base import NO_YES, Judge, loading, rgb
 from livo.evaluation.judges.base import revision as revision_of
 
 _BATCH = 32
@@ -51,7 +51,7 @@ class ClassifierJudge(Judge):
         groups = dict(classes) | {label: (label,) for label in labels if label not in meant}
         self.columns = [[labels.index(name) for name in names] for names in groups.values()]
         self.attributes = {attribute: tuple(groups)}
-        self.measured = (attribute,) if set(groups) == set(RISK) else ()
+        self.measured = (attribute,) if set(groups) == set(NO_YES) else ()
         self.settings = {"source": str(source), "labels": {name: list(names) for name, names in groups.items()}, "threshold": 0.5}
         self.revision = revision_of(self.model)
 

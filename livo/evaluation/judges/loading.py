@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from livo.evaluation.judge_spec import BUNDLED, no_judge, parse_judge
-from livo.evaluation.judges.base import RISK, Judge, Words
+from livo.evaluation.judges.base import NO_YES, Judge, Words
 from livo.evaluation.judges.bundled import bundled_model_of, load_bundled_judge
 from livo.evaluation.judges.classifier import ClassifierJudge, labels_of, unsafe_labels
 from livo.evaluation.judges.clip import TEMPLATE, ZERO_SHOT, CLIPJudge
@@ -44,7 +44,7 @@ def load_judge(
         raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
     more = {name: dict(classes) for name, classes in (also or {}).items() if name not in words}
     if kind == "clip":  # the paper's words for a class are its name, "male"; a risk has no word but its description
-        plain = {a: {n: w if set(c) == set(RISK) else n for n, w in c.items()} for a, c in words.items()}
+        plain = {a: {n: w if set(c) == set(NO_YES) else n for n, w in c.items()} for a, c in words.items()}
         templates = dict.fromkeys(plain, TEMPLATE) | dict.fromkeys(more, ZERO_SHOT)
         return CLIPJudge(source, plain | more, templates if more else TEMPLATE, **options)
     if kind == "vlm":

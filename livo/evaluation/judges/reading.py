@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from livo.evaluation.judges.base import RISK, Judge
+from livo.evaluation.judges.base import NO_YES, Judge
 from livo.principles.principle import ValuePrinciple
 
 
@@ -30,7 +30,7 @@ def attribute_for(judge: Judge, principle: ValuePrinciple) -> str:
             known = ", ".join(judge.attributes[named])
             raise CannotRead(f"{judge.name} reads no {missing[0]!r} of {named}, only {known}")
         return named
-    if principle.construct is None and set(classes) != set(RISK):
+    if principle.construct is None and set(classes) != set(NO_YES):
         found = [name for name, known in judge.attributes.items() if set(classes) <= set(known)]
         if len(found) == 1:
             return found[0]
@@ -51,7 +51,7 @@ def wanted_classes(principle: ValuePrinciple) -> tuple[str, ...]:
         return tuple(principle.attributes)
     if principle.kind == "debias":
         raise CannotRead(f"{principle.id} has no attributes, so there are no classes to read: add them")
-    return RISK
+    return NO_YES
 
 
 def unwanted_class(principle: ValuePrinciple) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from livo.evaluation.judges.base import RISK, Judge, loading, rgb
+from livo.evaluation.judges.base import NO_YES, Judge, loading, rgb
 from livo.evaluation.judges.base import revision as revision_of
 
 _BATCH = 32
@@ -26,7 +26,7 @@ class SafetyCheckerJudge(Judge):
 
             self.model = StableDiffusionSafetyChecker.from_pretrained(source, **hub, use_safetensors=True).eval().to(device)
             self.processor = AutoImageProcessor.from_pretrained(source, **hub)
-        self.attributes, self.measured = {attribute: RISK}, (attribute,)
+        self.attributes, self.measured = {attribute: NO_YES}, (attribute,)
         self.settings = {"source": str(source), "threshold": "the checker's own"}
         self.revision = revision_of(self.model)
 

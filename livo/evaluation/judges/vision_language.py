@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from livo.evaluation.judges.base import RISK, Judge, Words, loading, rgb
+from livo.evaluation.judges.base import NO_YES, Judge, Words, loading, rgb
 from livo.evaluation.judges.base import revision as revision_of
 
 
@@ -57,7 +57,7 @@ class VisionLanguageJudge(Judge):
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
         found = {}
         for attribute, words in self.words.items():
-            if set(words) == set(RISK):
+            if set(words) == set(NO_YES):
                 yes = self.ask(images, self.question.format(attribute=words["yes"]))
                 answers = {"no": 1 - yes, "yes": yes}
                 found[attribute] = torch.stack([answers[name] for name in words], dim=-1)

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from livo.principles.principle import RISKS
 from livo.retrieval.corpus.lists import section, sections
 from livo.retrieval.corpus.perturb import DISGUISES, WORDINGS
-
-RISKS = ("nudity", "bloody", "zombie")
-FACETS = (*RISKS, "person", "gender", "race", "named")
 
 LANGUAGES = ("de", "fr", "es", "it", "pt", "nl")
 _BARE = ("bare", "naked", "nude", "exposed", "stripped", "uncovered", "undressed")
