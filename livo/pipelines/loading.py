@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -29,6 +30,9 @@ from livo.utils.hashing import stored_hash
 from livo.utils.hub import hub_options
 from livo.utils.weights import check_readable, refuse_pickle
 from livo.value_encoder.encoder import ValueEncoder, vocabulary_hash
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
         value_encoder: str | Path | CLIPTextModel | Mapping[str, str | Path | CLIPTextModel] | None = None,
         value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
         **kwargs,
-    ):
+    ) -> Self:
         """Load any checkpoint that the base class loads, or a saved LiVO pipeline, or a bundled model ("papertown").
 
         Args:
@@ -87,7 +91,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
         value_encoder: str | Path | CLIPTextModel | None = None,
         value_principles: str | Path | Sequence[ValuePrinciple] | None = None,
         **kwargs,
-    ):
+    ) -> Self:
         """Load a checkpoint of one .safetensors file, as Stable Diffusion's authors and Civitai publish them.
 
         Args:
@@ -235,7 +239,7 @@ class SavedValues(NamedEncoders, CheckedLoading):
             temporary.write_text(card, encoding="utf-8")
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, value_encoder=None, value_principles=None, **kwargs):
+    def from_pipe(cls, pipeline: DiffusionPipeline, value_encoder=None, value_principles=None, **kwargs) -> Self:
         """As the base's, but the weights keep their dtype unless `dtype` is given (the base's makes them, and so those of
         `pipeline`, float32), and values, principles and strength come along. `value_encoder` and `value_principles` are as in
         `from_pretrained`, and go before those of `pipeline`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -16,6 +17,11 @@ from livo.utils.hub import hub_options
 from livo.utils.logs import warn_once
 from livo.utils.weights import check_module
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from livo.pipelines.call_arguments import StableDiffusionArguments, StableDiffusionXLArguments, ValueOutput
+
 __all__ = ["PRINCIPLES_FILE", "LiVOPipeline", "LiVOXLPipeline", "load_pipeline", "refuse_safety_checker"]
 
 logger = logging.getLogger(__name__)
@@ -28,10 +34,24 @@ class LiVOPipeline(ValueMixin, StableDiffusionPipeline):
     for bit. Create it with `from_pretrained`.
     """
 
+    if TYPE_CHECKING:  # so that type checkers report misspelt arguments
+
+        def __call__(  # type: ignore[override]
+            self, prompt: str | list[str] | None = None, **kwargs: Unpack[StableDiffusionArguments]
+        ) -> ValueOutput:
+            """See `ValueMixin.__call__`."""
+
 
 class LiVOXLPipeline(ValueMixin, StableDiffusionXLPipeline):
     """The same for Stable Diffusion XL. The value encoder reads what the first text encoder reads and projects to the width of both
     together; the pooled embeddings stay the prompt's."""
+
+    if TYPE_CHECKING:  # so that type checkers report misspelt arguments
+
+        def __call__(  # type: ignore[override]
+            self, prompt: str | list[str] | None = None, **kwargs: Unpack[StableDiffusionXLArguments]
+        ) -> ValueOutput:
+            """See `ValueMixin.__call__`."""
 
 
 def load_pipeline(model: str, keep_safety_checker: bool = False, **kwargs) -> LiVOPipeline | LiVOXLPipeline:
