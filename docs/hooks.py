@@ -1,4 +1,4 @@
-"""mkdocs hooks: the command-line reference from `livo COMMAND --help`, and formulas as MathML, so that the site needs no network."""
+"""mkdocs hooks: public names, the command line from `livo COMMAND --help`, and formulas as MathML, which needs no network."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import html
 import os
 import re
 from contextlib import redirect_stdout, suppress
+from importlib import import_module
 from io import StringIO
 from unittest.mock import patch
 
 from latex2mathml.converter import convert
 
 COMMANDS = "<!-- commands -->"  # in reference/command_line.md
+NAMES = r"<!-- public names of (livo[.\w]*) -->"  # in the other pages of reference/
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
+    markdown = re.sub(NAMES, lambda found: _public_names(found[1]), markdown)
     return markdown.replace(COMMANDS, _command_line()) if COMMANDS in markdown else markdown
+
+
+def _public_names(package: str) -> str:
+    return "\n".join(f"::: {package}.{name}\n" for name in import_module(package).__all__)
 
 
 def on_page_content(content: str, **_) -> str:

@@ -106,3 +106,8 @@ def test_what_pypi_shows_has_no_link_into_the_checkout():
     shown = names["without_relative_links"](README)
     assert "![" not in shown and all(link.startswith("http") for link in re.findall(r"\]\(([^)]+)\)", shown))
     assert "# LiVO" in shown and "before_after" not in shown and "Principle files" in shown
+
+
+def test_the_five_files_that_hold_the_method_are_short():
+    named = re.findall(r"^\d\. `(livo/[^`]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(named) == 5 and sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in named) <= 700

@@ -4,23 +4,6 @@ A baseline is reversible: within `with baseline.on(pipe):` the pipeline generate
 edits nothing changes no bit. They run on any Stable Diffusion or SDXL pipeline with classifier-free guidance.
 """
 
-from livo.baselines.concept_ablation import ConceptAblation
-from livo.baselines.fair_diffusion import FairDiffusion
-from livo.baselines.guidance import GuidanceEdit
-from livo.baselines.lora import LoRA
-from livo.baselines.negative_prompt import NegativePrompt
-from livo.baselines.safe_latent_diffusion import SafeLatentDiffusion
-from livo.baselines.uce import UnifiedConceptEditing
-from livo.baselines.weights import Baseline, WeightEdit
+from livo.utils.lazy import public_names
 
-__all__ = [
-    "Baseline",
-    "ConceptAblation",
-    "FairDiffusion",
-    "GuidanceEdit",
-    "LoRA",
-    "NegativePrompt",
-    "SafeLatentDiffusion",
-    "UnifiedConceptEditing",
-    "WeightEdit",
-]
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -1,0 +1,9 @@
+from livo.baselines.concept_ablation import ConceptAblation as ConceptAblation
+from livo.baselines.fair_diffusion import FairDiffusion as FairDiffusion
+from livo.baselines.guidance import GuidanceEdit as GuidanceEdit
+from livo.baselines.lora import LoRA as LoRA
+from livo.baselines.negative_prompt import NegativePrompt as NegativePrompt
+from livo.baselines.safe_latent_diffusion import SafeLatentDiffusion as SafeLatentDiffusion
+from livo.baselines.uce import UnifiedConceptEditing as UnifiedConceptEditing
+from livo.baselines.weights import Baseline as Baseline
+from livo.baselines.weights import WeightEdit as WeightEdit
