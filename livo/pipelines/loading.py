@@ -1,4 +1,4 @@
-"""SavedValues: loading, saving, converting and publishing pipelines with values, so that none of it drops them unnoticed."""
+"""ValuePersistenceMixin: loading, saving, converting and publishing pipelines with values, so that none of it drops them unnoticed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ _UPLOAD = frozenset({"private", "token", "commit_message", "create_pr", "repo_id
 _SINGLE_FILE = {*HUB_OPTIONS, "config", "original_config", "dtype", "torch_dtype", "disable_mmap"}  # of diffusers' from_single_file
 
 
-class SavedValues(NamedEncoders, CheckedLoading):
+class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
     """The half of ValueMixin that keeps values: in files, on the hub, in converted pipelines. The other half draws with them."""
 
     base_class: type[DiffusionPipeline]
@@ -264,20 +265,6 @@ class SavedValues(NamedEncoders, CheckedLoading):
             pipe.load_value_principles(value_principles or bundled_principles())
         return pipe
 
-    @property
-    def components(self) -> dict:
-        """As the base's. Raises ValueError where a class without values is about to be made of them by its `from_pipe`."""
-        caller = sys._getframe(1)  # the only trace that the base class's `from_pipe` leaves before it drops the values
-        if caller.f_code is DiffusionPipeline.from_pipe.__func__.__code__ and self.value_encoders:
-            target = caller.f_locals.get("pipeline_class")
-            if target is None or not issubclass(target, SavedValues):
-                name = getattr(target, "__name__", "another class")
-                raise ValueError(
-                    f"{name}.from_pipe would drop the values: use livo.aligned({name}).from_pipe(pipe), which keeps them, "
-                    "or livo.detach(pipe) first"
-                )
-        return super().components
-
     @strict
     def load_value_principles(self, source: str | Path | Sequence[ValuePrinciple], add: bool = False) -> None:
         """Replace the principles, or add to them. A warning names those that are gone, and says when a fitted retriever is.
@@ -305,6 +292,28 @@ class SavedValues(NamedEncoders, CheckedLoading):
     @property
     def principles(self) -> list[ValuePrinciple]:
         return self.retriever.principles if self.retriever else []
+
+
+def _refuse_to_drop_values(from_pipe: Callable) -> Callable:
+    """The base class's `from_pipe`, with a ValueError where values would be lost."""
+
+    @wraps(from_pipe)
+    def checked(cls, pipeline, **kwargs):
+        keeps = issubclass(cls, ValuePersistenceMixin) and kwargs.get("custom_pipeline") is None
+        if isinstance(pipeline, ValuePersistenceMixin) and pipeline.value_encoders and not keeps:
+            name = cls.__name__
+            raise ValueError(
+                f"{name}.from_pipe would drop the values: use livo.aligned({name}).from_pipe(pipe), which keeps them, "
+                "or livo.detach(pipe) first"
+            )
+        return from_pipe(cls, pipeline, **kwargs)
+
+    return checked
+
+
+# `from_pipe` belongs to the class that a pipeline is converted to, and copies the components that this class knows. The source pipeline
+# is never told which class that is, so only the base class of all pipelines can refuse.
+DiffusionPipeline.from_pipe = classmethod(_refuse_to_drop_values(DiffusionPipeline.from_pipe.__func__))
 
 
 def qualified(cls: type) -> str:

@@ -18,18 +18,18 @@ from livo.pipelines.decision_record import ImageDecision, with_decisions
 from livo.pipelines.family import check_family, constructor
 from livo.pipelines.finite import check_images, check_tokens, watching
 from livo.pipelines.ledger import Reservation, ValueLedger
-from livo.pipelines.loading import SavedValues
+from livo.pipelines.loading import ValuePersistenceMixin
 from livo.pipelines.named_encoders import PREFIX
-from livo.pipelines.schedule import Plan, before_each_step
 from livo.pipelines.selection import NO_ENCODER, NO_VALUE, ValueRequest, ValueSelector, checked_scale
 from livo.pipelines.settings import checked_draw, model_record, noise_of, settings_of, size_of
 from livo.pipelines.sharing import PrivateTokenizer, one_call, private_copy
+from livo.pipelines.value_call import ValueCall
 from livo.retrieval.retriever import ValueRetriever
 from livo.utils.arguments import by_name, method_arguments, positional_arguments, refuse_unknown
 from livo.utils.files import refuse_half
 from livo.utils.hashing import weights_hash
 from livo.utils.logs import warn_once
-from livo.value_encoder.attention import Rows, ValueAttention, acting, join
+from livo.value_encoder.attention import ValueAttention, join, running
 from livo.value_encoder.encoder import check_fit
 from livo.value_encoder.token import cut_off, encode_value, fuse, value_text
 
@@ -43,7 +43,7 @@ _ELSEWHERE = {  # what is no argument of a call
 }
 
 
-class ValueMixin(SavedValues):
+class ValueMixin(ValuePersistenceMixin):
     """Values in front of a pipeline: `class LiVOPipeline(ValueMixin, StableDiffusionPipeline)`.
 
     Everything else (samplers, callbacks, adapters, offloading) is the base class's own code. The constructor is the base's with
@@ -75,7 +75,6 @@ class ValueMixin(SavedValues):
         self.register_to_config(value_scale=checked_scale(value_scale), prompt_padding=prompt_padding)
         self._encoder_scales: dict[str, float] = {}
         self.retriever: ValueRetriever | None = None
-        self._plan: Plan | None = None
         self._attention = ValueAttention()
         weakref.finalize(self, self._attention.remove)  # the networks may outlive the pipeline
         self._hook()
@@ -85,9 +84,7 @@ class ValueMixin(SavedValues):
         if "_attention" in self.__dict__:
             self._attention.remove()
         named = [key for key in self.config if key.startswith(PREFIX)]
-        self._forget(
-            "value_encoder", *named, "value_scale", "prompt_padding", "_encoder_scales", "retriever", "_plan", "_attention"
-        )
+        self._forget("value_encoder", *named, "value_scale", "prompt_padding", "_encoder_scales", "retriever", "_attention")
         self.__class__ = self.base_class
 
     def _hook(self) -> None:
@@ -142,41 +139,49 @@ class ValueMixin(SavedValues):
         given = self._arguments(args, kwargs)
         for name, text in {"prompt": prompt, "value": value, **given}.items():
             refuse_half(name, text)
-        return_dict = given.get("return_dict", True)
-        given["return_dict"] = True
         if not isinstance(ledger, (ValueLedger, type(None))):
             raise ValueError(f"ledger is {ledger!r}: give a ValueLedger, such as ValueLedger('shares.sqlite')")
         reserving = nullcontext() if ledger is None else ledger.reserving()  # counted once the images are there
         with one_call(self, given), watching(self) as finite, reserving as reservation:
             decisions = self._decide(prompt, (value, value_scale, value_start, value_end), reservation, given)
-            if given.get("prompt_embeds") is not None:
-                prompt = None  # the base takes one of them
-            plan = self._planned(decisions)
+            call = self._value_call(decisions)
             drawn_with = self._drawn_with(given, len(decisions))
-            if plan is None:
-                with acting(None):
-                    out = super().__call__(prompt, **given)
-            else:
+            if call is not None:
                 hashes = {name: weights_hash(encoder) for name, encoder in self.value_encoders.items()}
                 decisions = [decision.with_encoders(hashes) for decision in decisions]
-                self._hook()
-                if plan.changes:
-                    before_each_step(self, given, self._enter)
-                self._plan = plan
-                try:
-                    with self._attention.holding(None):
-                        out = super().__call__(prompt, **given)
-                        plan.check_acted(self._attention.acted, type(self).__name__)
-                finally:
-                    self._plan = None
-            check_images(self, finite, out[0], with_values=plan is not None)
+            out = self._draw(prompt, given, call)
+            check_images(self, finite, out[0], with_values=call is not None)
+        return self._with_decisions(out, decisions, drawn_with, given.get("return_dict", True))
+
+    def _draw(self, prompt: str | list[str] | None, given: Mapping[str, object], call: ValueCall | None):
+        """What the base class's call returns for these arguments, with the values of `call` or without any."""
+        text = None if given.get("prompt_embeds") is not None else prompt  # the base takes one of them
+        if call is None:
+            with running(None):
+                return super().__call__(text, **{**given, "return_dict": True})
+        self._hook()
+        arguments = {**given, "return_dict": True, **call.step_arguments(self, given)}
+        with self._attention.holding(call):
+            out = super().__call__(text, **arguments)
+            call.check_acted(type(self).__name__)
+        return out
+
+    def _with_decisions(self, out, decisions: Sequence[ImageDecision], drawn_with: Sequence[tuple], return_dict: bool):
+        """The base class's output with the decisions behind its fields, or a tuple of the same."""
         first = (out.frames[0] if hasattr(out, "frames") else out[0])[0]  # all are of one size
-        decisions = [
-            replace(decision, seed=seed, image=number, settings=settings | {"size": size_of(first, self.vae_scale_factor)})
+        size = size_of(first, self.vae_scale_factor)
+        found = [
+            replace(decision, seed=seed, image=number, settings=settings | {"size": size})
             for decision, (seed, number, settings) in zip(decisions, drawn_with, strict=True)
         ]
-        values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": decisions}
+        values = {field.name: getattr(out, field.name) for field in fields(out)} | {"decisions": found}
         return with_decisions(type(out))(**values) if return_dict else tuple(values.values())
+
+    @property
+    def _call(self) -> ValueCall | None:
+        """The call with values that runs on this pipeline in this thread."""
+        state = self._attention.state
+        return state if isinstance(state, ValueCall) else None
 
     def _arguments(self, args: tuple, kwargs: dict) -> dict:
         """The arguments behind `prompt` by name. Raises UnknownArgument (a TypeError and ValueError) where the base has no such one."""
@@ -187,23 +192,23 @@ class ValueMixin(SavedValues):
 
     def encode_prompt(self, *args, **kwargs):
         """See the base class; within a call that applies values, both halves are as many tokens longer as a prompt has value tokens."""
-        if self._plan is None:
+        call = self._call
+        if call is None:
             return self._encode(*args, **kwargs)
-        if self._attention.rows is not None:
+        if call.rows is not None:
             if signature(super().encode_prompt).bind(*args, **kwargs).arguments.get("prompt_embeds") is not None:
                 return self._encode(*args, **kwargs)  # what it returned before, with the tokens
             raise ValueError(
                 f"{type(self).__name__} encodes more than one text a call, and a value belongs to one prompt: pass value=None"
             )
         if self.config.prompt_padding == "do_not_pad":
-            return self._encode_unpadded(*args, **kwargs)
+            return self._encode_unpadded(call, *args, **kwargs)
         embeds, negative, *rest = self._encode(*args, **kwargs)
-        tokens = self._plan.tokens.to(embeds)
+        tokens = call.tokens.to(embeds)
         if negative is not None and len(negative) == len(embeds):  # without guidance it may be what the caller gave
             negative = fuse(torch.zeros_like(tokens), negative)
         embeds = fuse(tokens, embeds)
-        self._attention.rows = Rows(torch.cat([torch.zeros_like(tokens), tokens]), self._plan.labels)
-        self._attention.follow(self._plan.blend(0.0, embeds.shape[1]).to(embeds), self._plan.live(0.0))
+        call.begin(torch.cat([torch.zeros_like(tokens), tokens]), call.blend_at(0.0, embeds.shape[1]).to(embeds))
         return embeds, negative, *rest
 
     def _encode(self, *args, length: int | None = None, **kwargs):
@@ -215,23 +220,12 @@ class ValueMixin(SavedValues):
             self._lora_scale = private._lora_scale
         return found
 
-    def _enter(self, step: int) -> None:
-        """Hold the blend of a step, 1 for the second.
-
-        Raises:
-            ValueError: a value was to act in a part of the steps that holds none of them.
-        """
-        if step == 1:  # how many steps there are is known from the first on
-            self._plan.check(self.num_timesteps)
-        before, share = self._attention.blend.bias, step / self.num_timesteps
-        self._attention.follow(self._plan.blend(share, before.shape[-1]).to(before), self._plan.live(share))
-
-    def _encode_unpadded(self, *args, **kwargs):
+    def _encode_unpadded(self, call: ValueCall, *args, **kwargs):
         """The layout of the official inference script: [value; prompt] without padding, cut at 76 tokens, against an unconditional
         text that is padded to the same length and has no value token. Images without a value keep the base's layout."""
-        call = signature(super().encode_prompt).bind(*args, **kwargs)
-        call.apply_defaults()
-        given, plan = call.arguments, self._plan
+        bound = signature(super().encode_prompt).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
         if given["prompt_embeds"] is not None or given["negative_prompt_embeds"] is not None:
             raise ValueError("prompt_padding 'do_not_pad' needs texts: pass prompts in place of embeddings, or use 'max_length'")
         prompts = [given["prompt"]] if isinstance(given["prompt"], str) else list(given["prompt"])
@@ -247,19 +241,18 @@ class ValueMixin(SavedValues):
         tokenizer = PrivateTokenizer(self.tokenizer)
         limit = tokenizer.model_max_length
         conditional, unconditional, scales = [], [], []
-        for image, row in enumerate(plan.rows):
+        for image, row in enumerate(call.values):
             text, negative = prompts[image // number], negatives[image // number]
-            tokens = plan.tokens[image, : plan.counts[image]]
+            tokens = call.tokens[image, : call.counts[image]]
             read = self.maybe_convert_prompt(text, tokenizer)
             length = min(len(tokenizer(read, verbose=False).input_ids), limit - 1) if row else limit
             embeds = encoded(text, length, given["clip_skip"])
             conditional.append(torch.cat([tokens.to(embeds), embeds]))
             unconditional.append(encoded(negative, min(length + len(tokens), limit), None))
-            scales.append(plan.scales(image, 0)[: len(tokens)])
+            scales.append(call.scales(image, 0)[: len(tokens)])
         guided = given["do_classifier_free_guidance"]
         embeds, blend = join([*unconditional, *conditional], [*([()] * len(scales)), *scales])
-        self._attention.rows = Rows(embeds, plan.labels)
-        self._attention.follow(blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None)
+        call.begin(embeds, blend if bool(blend.bias[:, 0 if guided else len(scales) :].any()) else None)
         return embeds[len(scales) :], embeds[: len(scales)] if guided else None
 
     # --- decisions ------------------------------------------------------------------------------------------------------
@@ -323,8 +316,8 @@ class ValueMixin(SavedValues):
         return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
 
     @torch.no_grad()
-    def _planned(self, decisions: Sequence[ImageDecision]) -> Plan | None:
-        """What a call applies, its value tokens encoded; None where it is the base's."""
+    def _value_call(self, decisions: Sequence[ImageDecision]) -> ValueCall | None:
+        """The call that carries out the decisions, with its value tokens encoded; None where no value is applied."""
         wanted: dict[str, dict[str, None]] = {}  # texts by encoder, each once
         for decision in decisions:
             for value in decision.applied_values:
@@ -335,7 +328,7 @@ class ValueMixin(SavedValues):
         for name, texts in wanted.items():
             tokens = self._encode_values(name, list(texts))
             encoded |= dict(zip([(name, text) for text in texts], tokens, strict=True))
-        return Plan(decisions, encoded)
+        return ValueCall(decisions, encoded)
 
     def _encode_values(self, name: str, texts: list[str]) -> torch.Tensor:
         """The tokens (texts, k, width) of one encoder."""

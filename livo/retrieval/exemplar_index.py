@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,10 +40,19 @@ class ExemplarIndex:
     Args:
         principles: Their exemplars (or the statement where there are none) and counter-exemplars become rows.
         embed: Maps texts to unit vectors (N, D), made in the same way as those of prompts. It is called when a row is first needed.
+        vectors: Of the rows, where they are known; otherwise they are embedded.
+        thresholds: For each principle its threshold, where they are known; otherwise they are computed from the vectors.
     """
 
-    def __init__(self, principles: Sequence[ValuePrinciple], embed: Callable[[Sequence[str]], np.ndarray]):
+    def __init__(
+        self,
+        principles: Sequence[ValuePrinciple],
+        embed: Callable[[Sequence[str]], np.ndarray],
+        vectors: np.ndarray | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ):
         self.principles, self._embed = principles, embed
+        self._known_vectors, self._known_thresholds = vectors, thresholds
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -56,7 +65,9 @@ class ExemplarIndex:
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """Of the index's rows."""
+        """Unit vectors (rows, width) of the rows of the index."""
+        if self._known_vectors is not None:
+            return self._known_vectors
         return self._embed([entry.text for entry in self.entries])
 
     @cached_property
@@ -107,6 +118,8 @@ class ExemplarIndex:
 
         Each exemplar is compared with the *other* exemplars of its principle, the rest with all of them.
         """
+        if self._known_thresholds is not None:
+            return dict(self._known_thresholds)
         thresholds = {}
         for principle in self.principles:
             own, against = self.rows[principle.id]

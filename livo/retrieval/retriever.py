@@ -56,6 +56,8 @@ class ValueRetriever:
         self.exemplars = ExemplarIndex(self.principles, self._embed_subjects)
         self._embedder = embedder
         self._name = str(embedder) if isinstance(embedder, (str, Path)) else type(embedder).__name__
+        self._heads: FacetHeads | None = None
+        self._heads_known = False  # whether `_heads` is given; else those for the embedding model are loaded when they are needed
         self._fitted: FacetHeads | None = None  # heads for principles' ids, fitted by the user
         self.fitted = False  # whether `fit` was called, so that there is something to save
 
@@ -72,8 +74,8 @@ class ValueRetriever:
         """A retriever of other principles that shares the embedding model and the facet heads."""
         other = ValueRetriever(principles, self._embedder)
         other._name = self._name
-        if "heads" in self.__dict__:
-            other.heads = self.heads
+        if self._heads_known:
+            other.heads = self._heads
         return other
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -166,9 +168,18 @@ class ValueRetriever:
 
     # --- the heads ------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def heads(self) -> FacetHeads | None:
         """The facet heads, where there are any for this embedding model."""
+        if not self._heads_known:
+            self.heads = self._bundled_heads()
+        return self._heads
+
+    @heads.setter
+    def heads(self, heads: FacetHeads | None) -> None:
+        self._heads, self._heads_known = heads, True
+
+    def _bundled_heads(self) -> FacetHeads | None:
         if not (BUNDLED_HEADS / "heads.json").is_file():
             return None
         heads = FacetHeads.load(BUNDLED_HEADS)
@@ -290,7 +301,7 @@ class ValueRetriever:
             )
         if about.get("evidence") != list(NAMES):
             raise ValueError(f"{folder}: fitted by a version of LiVO that reads other evidence in words: fit it again")
-        retriever.exemplars.__dict__.update(index=index, vectors=vectors, thresholds=about["thresholds"])
+        retriever.exemplars = ExemplarIndex(retriever.principles, retriever._embed_subjects, vectors, about["thresholds"])
         retriever.fitted = True
         retriever.heads, retriever._fitted = heads, fitted
         return retriever

@@ -89,44 +89,97 @@ class Rows(NamedTuple):
         return places
 
 
-_acting: ContextVar[ValueAttention | None] = ContextVar("acting", default=None)  # whose call runs in this thread, or context
+class AttentionState:
+    """What cross-attention does while one call of a pipeline runs, and which rows it saw.
 
-
-@contextmanager
-def acting(attention: ValueAttention | None) -> Iterator[None]:
-    """Within this context the blend of `attention`, or none, acts on networks that several pipelines share."""
-    before = _acting.set(attention)
-    try:
-        yield
-    finally:
-        _acting.reset(before)
-
-
-class ValueAttention:
-    """Has every cross-attention of the networks it is put on attend as a `Blend` says, while one is held.
-
-    The hooks stay where they are put and read the blend as data, so that `torch.compile` traces them once (and once more where scales
-    between call for several masks). While none is held they do nothing. A layer sees its rows once for each mask, in one batch.
+    Attributes:
+        blend: The masks of the present step, for the largest batch; None leaves attention as it is.
+        rows: Which rows these are. Without it, and in compiled code, a batch of half the size takes the last rows, so the unconditional
+            half, which comes first where there is one, may be absent.
+        live: The rows whose tokens act in the present step; None stands for all rows.
+        traced: Whether compiled code ran, which cannot say which rows it saw.
     """
 
-    def __init__(self):
-        self._networks: list[nn.Module] = []
-        self._hooks: list[RemovableHandle] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        self.blend = self.rows = self.live = self._text = None
-        self._places: slice | list[int] = []  # of the rows of `_text`, the last that a layer was given
+    def __init__(self, blend: Blend | None = None):
+        self.blend = blend
+        self.rows: Rows | None = None
+        self.live: Container[int] | None = None
+        self.traced = False
+        self._text: torch.Tensor | None = None  # the last rows that a layer was given, and their places
+        self._places: slice | list[int] = []
         self._acted: set[int] = set()
-        self.traced = False  # whether compiled code ran, which cannot say which rows it saw
 
     def follow(self, blend: Blend | None, live: Container[int] | None = None) -> None:
         """From now on attend by `blend`, in which the tokens of the rows `live` act; None stands for all rows."""
         self.blend, self.live, self._text = blend, live, None
 
     def acted(self, row: int) -> bool:
-        """Whether a layer saw this row since `holding` began, while its tokens acted."""
+        """Whether a layer saw this row while its tokens acted."""
         return self.traced or row in self._acted
+
+    @property
+    def halves(self) -> bool:
+        """Whether a layer's rows are found by their number, not by their contents."""
+        return self.rows is None or torch.compiler.is_compiling()
+
+    def find(self, text: torch.Tensor) -> slice | list[int]:
+        """Which rows of the blend the rows `text` of a layer are.
+
+        Raises:
+            ValueError: they are other texts than those of `rows`.
+        """
+        if torch.compiler.is_compiling():
+            self.traced = True
+        elif self.rows is not None:
+            if text is not self._text:  # most pipelines hand the same tensor to all layers in all steps
+                places = self.rows.places(text)
+                if places is None:
+                    raise ValueError(
+                        "attention has rows of other texts than the values were laid out for: do not change the prompt embeddings "
+                        "on the way, or pass value=None"
+                    )
+                self._text, self._places = text, places
+                seen = range(*places.indices(len(self.rows.labels))) if isinstance(places, slice) else places
+                self._acted.update(row for row in seen if self.live is None or row in self.live)
+            return self._places
+        return slice(-len(text), None)
+
+    def last_places(self, count: int) -> slice | list[int]:
+        """The rows of the blend that a layer was last given, `count` of them."""
+        return slice(-count, None) if self.halves else self._places
+
+
+_running: ContextVar[AttentionState | None] = ContextVar(
+    "running", default=None
+)  # of the call that runs in this thread, or context
+
+
+@contextmanager
+def running(state: AttentionState | None) -> Iterator[None]:
+    """Within this context `state`, or none, is that of the call which runs in this thread."""
+    token = _running.set(state)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+class ValueAttention:
+    """Has every cross-attention of the networks it is put on attend as an `AttentionState` says, while one is held.
+
+    The hooks stay where they are put and read the state as data, so that `torch.compile` traces them once (and once more where scales
+    between call for several masks). While none is held they do nothing. A layer sees its rows once for each mask, in one batch.
+    """
+
+    def __init__(self) -> None:
+        self._networks: list[nn.Module] = []
+        self._hooks: list[RemovableHandle] = []
+        self._state: AttentionState | None = None  # the same as in `_running`, which compiled code cannot read
+
+    @property
+    def state(self) -> AttentionState | None:
+        """The state that is held by this thread; None for other threads."""
+        return self._state if self._state is _running.get() else None
 
     def put_on(self, network: nn.Module, name: str = "the network") -> None:
         """Hook the cross-attentions of `network`; nothing where that was done.
@@ -155,74 +208,50 @@ class ValueAttention:
         self._hooks, self._networks = [], []
 
     @contextmanager
-    def holding(self, blend: Blend | None) -> Iterator[None]:
-        """Within this context attention follows `blend`, of N rows; `follow` changes it on the way.
-
-        It is for the largest batch. Where `self.rows` says which rows these are, a layer's rows are found among them. Otherwise, and in
-        compiled code, a batch of half the size takes the last rows, so the unconditional half, which comes first where there is one,
-        may be absent.
-        """
-        self._forget()
-        self.blend = blend
+    def holding(self, state: AttentionState) -> Iterator[None]:
+        """Within this context attention follows `state`, for calls of the networks in this thread."""
+        self._state = state
         try:
-            with acting(self):
+            with running(state):
                 yield
         finally:
-            self._forget()
+            self._state = None
 
-    def _meant(self, kwargs: dict) -> bool:
-        """Whether a layer's call is a cross-attention of the call that holds a blend, not another pipeline's that shares the network."""
-        if (self.blend is None and self.rows is None) or kwargs.get("encoder_hidden_states") is None:
-            return False
-        return torch.compiler.is_compiling() or _acting.get() is self
-
-    def _find(self, text: torch.Tensor) -> slice | list[int]:
-        """Which rows of the blend those of a layer are."""
-        if torch.compiler.is_compiling():
-            self.traced = True
-        elif self.rows is not None:
-            if text is not self._text:  # most pipelines hand the same tensor to all layers in all steps
-                places = self.rows.places(text)
-                if places is None:
-                    raise ValueError(
-                        "attention has rows of other texts than the values were laid out for: do not change the prompt embeddings "
-                        "on the way, or pass value=None"
-                    )
-                self._text, self._places = text, places
-                seen = range(*places.indices(len(self.rows.labels))) if isinstance(places, slice) else places
-                self._acted.update(row for row in seen if self.live is None or row in self.live)
-            return self._places
-        return slice(-len(text), None)
+    def _state_for(self, kwargs: dict) -> AttentionState | None:
+        """The state that a layer's call follows; None where another pipeline that shares the network calls it, or attends to itself."""
+        state = self._state
+        if state is None or (state.blend is None and state.rows is None) or kwargs.get("encoder_hidden_states") is None:
+            return None
+        return state if torch.compiler.is_compiling() or _running.get() is state else None
 
     def _mask(self, module: nn.Module, args: tuple, kwargs: dict):
-        if not self._meant(kwargs):
+        state = self._state_for(kwargs)
+        if state is None:
             return None
         queries, keys = kwargs.get("hidden_states", args[0] if args else None), kwargs["encoder_hidden_states"]
         text = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second
-        held = self.blend
-        if held is not None:
-            times, most, _, length = held.bias.shape
-            halves = self.rows is None or torch.compiler.is_compiling()
-            if text.shape[1] != length or (halves and len(queries) not in (most, most // 2)):
-                raise ValueError(
-                    f"attention has {len(queries)} rows of {text.shape[1]} keys, the values were laid out for {most} of {length}: "
-                    "do not change the prompt embeddings on the way, or pass value=None"
-                )
-        places = self._find(text)
-        if held is None:
+        blend = state.blend
+        if blend is None:
+            state.find(text)
             return None
+        times, most, _, length = blend.bias.shape
+        if text.shape[1] != length or (state.halves and len(queries) not in (most, most // 2)):
+            raise ValueError(
+                f"attention has {len(queries)} rows of {text.shape[1]} keys, the values were laid out for {most} of {length}: "
+                "do not change the prompt embeddings on the way, or pass value=None"
+            )
+        places = state.find(text)
         if times > 1:
             kwargs = kwargs | {"hidden_states": _repeated(queries, times), "encoder_hidden_states": _repeated(keys, times)}
             args = args[1:]
-        return args, kwargs | {"attention_mask": held.bias[:, places].flatten(0, 1).to(queries)}
+        return args, kwargs | {"attention_mask": blend.bias[:, places].flatten(0, 1).to(queries)}
 
     def _add_up(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor):
-        held = self.blend
-        if held is None or len(held.bias) == 1 or not self._meant(kwargs):
+        state = self._state_for(kwargs)
+        if state is None or state.blend is None or len(state.blend.bias) == 1:
             return None
-        parts = output.unflatten(0, (len(held.bias), -1))
-        halves = self.rows is None or torch.compiler.is_compiling()
-        weights = held.weights[:, slice(-parts.shape[1], None) if halves else self._places].to(output)
+        parts = output.unflatten(0, (len(state.blend.bias), -1))
+        weights = state.blend.weights[:, state.last_places(parts.shape[1])].to(output)
         return (weights.reshape(*weights.shape, *[1] * (output.dim() - 1)) * parts).sum(0)
 
 

@@ -99,7 +99,7 @@ def test_a_callers_callback_still_works_beside_a_range(pipe):
 def test_a_sampler_of_second_order_keeps_the_range(pipe):
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
     seen = []
-    hook = pipe.unet.register_forward_hook(lambda *_: seen.append(bool(pipe._attention.blend.bias[0, 1, 0, 0] == 0)))
+    hook = pipe.unet.register_forward_hook(lambda *_: seen.append(bool(pipe._call.blend.bias[0, 1, 0, 0] == 0)))
     draw(pipe, WARRIOR, value_end=0.5)
     hook.remove()
     assert len(seen) == 7 and seen == [True] * 4 + [False] * 3

@@ -188,7 +188,7 @@ def test_a_class_that_loses_the_token_on_the_way_is_told_so(base, cls, inputs, w
     pipe = user_class(cls, base)
     with pytest.raises(ValueError, match=words):
         draw(pipe, inputs)
-    assert pipe._plan is None and draw(pipe, inputs, value=None)[1][0].reason == "value=None"
+    assert pipe._call is None and draw(pipe, inputs, value=None)[1][0].reason == "value=None"
 
 
 def test_a_token_of_one_row_that_no_layer_saw_is_an_error(pipe, monkeypatch):

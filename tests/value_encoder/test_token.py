@@ -3,7 +3,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from livo.value_encoder.attention import ValueAttention, blend
+from livo.value_encoder.attention import AttentionState, ValueAttention, blend
 from livo.value_encoder.token import encode_value, fuse, tokenize, value_text
 from tests.conftest import gap
 
@@ -31,7 +31,7 @@ def biased(unet, scales, length):
     attention = ValueAttention()
     attention.put_on(unet)
     try:
-        with attention.holding(blend([*([[0.0]] * len(scales)), *scales], length)):
+        with attention.holding(AttentionState(blend([*([[0.0]] * len(scales)), *scales], length))):
             yield
     finally:
         attention.remove()
@@ -126,7 +126,7 @@ def test_the_unet_is_as_it_was_after_the_context_even_on_an_error(base, pipe, in
     before = predict(base, latents, embeds)
     attention = ValueAttention()
     attention.put_on(base.unet)
-    with pytest.raises(RuntimeError), attention.holding(blend([[0.0]] * 4, 77)):
+    with pytest.raises(RuntimeError), attention.holding(AttentionState(blend([[0.0]] * 4, 77))):
         raise RuntimeError
     assert torch.equal(predict(base, latents, embeds), before)
     attention.remove()
