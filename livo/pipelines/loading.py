@@ -299,8 +299,8 @@ def _refuse_to_drop_values(from_pipe: Callable) -> Callable:
 
     @wraps(from_pipe)
     def checked(cls, pipeline, **kwargs):
-        keeps = issubclass(cls, ValuePersistenceMixin) and kwargs.get("custom_pipeline") is None
-        if isinstance(pipeline, ValuePersistenceMixin) and pipeline.value_encoders and not keeps:
+        drops = isinstance(pipeline, ValuePersistenceMixin) and not issubclass(cls, ValuePersistenceMixin)
+        if drops and pipeline.value_encoders:
             name = cls.__name__
             raise ValueError(
                 f"{name}.from_pipe would drop the values: use livo.aligned({name}).from_pipe(pipe), which keeps them, "

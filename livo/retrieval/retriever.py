@@ -18,7 +18,8 @@ from livo.retrieval.exemplar_index import Entry, ExemplarIndex, Neighbour
 from livo.retrieval.features import DETECTORS, PROBE, FacetHeads, PromptFeatures, same_model
 from livo.retrieval.lexicon import NAMES, Evidence, Lexicon, lexicon
 from livo.retrieval.normalizer import Normaliser, subject
-from livo.retrieval.rules import SAME, PromptContext, ValueDecision, applicable, apply_rules, explained, strongest
+from livo.retrieval.review import likely_mistakes
+from livo.retrieval.rules import PromptContext, ValueDecision, applicable, apply_rules, explained, strongest
 from livo.utils.arguments import strict
 from livo.utils.files import refuse_half, replacing, write_json
 from livo.utils.logs import warn_once
@@ -124,42 +125,8 @@ class ValueRetriever:
         return evidence, replace(found, evidence=np.stack([e.features for e in evidence]))
 
     def warnings(self) -> list[str]:
-        """What in the principles is likely a mistake: a debias principle that no facet calls, exemplars that two principles of different
-        kinds share, principles that are too close, and counter-exemplars that the retriever would get wrong."""
-        index = self.exemplars
-        notes = [
-            f"{p.id} has no called_by: its nearest exemplars alone decide, so it may go to things and miss people that are far from them; "
-            "write `called_by: [person]` if it is about people"
-            for p in self.principles
-            if p.kind == "debias" and not p.called_by and self.heads is not None
-        ]
-        for i, p in enumerate(self.principles):
-            for q in self.principles[i + 1 :]:
-                if p.kind == q.kind == "debias":
-                    continue  # they are for the same people
-                rows, others = index.rows[p.id][0], index.rows[q.id][0]
-                similarity = index.vectors[rows] @ index.vectors[others].T
-                for a, b in zip(*np.where(similarity >= SAME), strict=True):
-                    pair = f"{index.entries[rows[a]].text!r} of {p.id} and {index.entries[others[b]].text!r} of {q.id}"
-                    notes.append(f"exemplars {pair} say the same: a prompt like them gets both")
-                for a, b, nearest in ((p, q, similarity.max(axis=1)), (q, p, similarity.max(axis=0))):
-                    own = index.vectors[index.rows[a.id][0]]
-                    within = own @ own.T - 2 * np.eye(len(own), dtype=np.float32)
-                    if len(own) > 1 and nearest.mean() >= within.max(axis=1).mean():
-                        notes.append(
-                            f"{a.id} is too close to {b.id}: its exemplars are nearer to those of {b.id} than to one another"
-                        )
-        texts = [(p, text) for p in self.principles for text in p.counter_exemplars]
-        leave_one_out = self.consider_batch([text for _, text in texts], trust=False) if texts else []
-        wrong: dict[tuple[str, str], list[str]] = {}  # principles that share a counter-exemplar share the note
-        for (principle, text), considered in zip(texts, leave_one_out, strict=True):
-            applies, decision = considered[self.principles.index(principle)]
-            if applies:
-                wrong.setdefault((text, decision.reason), []).append(principle.id)
-        return notes + [
-            f"counter-exemplar {text!r} of {' and '.join(ids)} would be decided wrongly if it were not listed: {why}; add more like it"
-            for (text, why), ids in wrong.items()
-        ]
+        """What in the principles is likely a mistake (`livo.retrieval.review.likely_mistakes`)."""
+        return likely_mistakes(self.exemplars, self.heads is not None, lambda texts: self.consider_batch(texts, trust=False))
 
     def explain(self, prompt: str) -> list[str]:
         """Lines for a reader: what was read, the facets, the neighbours, each principle's decision and what would change it."""

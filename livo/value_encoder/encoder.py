@@ -50,15 +50,23 @@ class ValueEncoder(CLIPTextModel):
         if projects(config):
             return cls._projecting(files, config, name, **kwargs)
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
-        # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two differ in methods alone.
+        # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two have the same modules.
         found = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
-        encoder = found[0] if isinstance(found, tuple) else found
-        encoder.__class__ = cls
+        encoder = cls._with_modules(found[0] if isinstance(found, tuple) else found)
         dtype = next((dtype for dtype in dtypes if isinstance(dtype, torch.dtype)), None)
         check_module(encoder, name, dtype)
         if dtype is not None:
             encoder.to(dtype)  # from the dtype of the file, so that the identifier is the file's
-        return found
+        return (encoder, *found[1:]) if isinstance(found, tuple) else encoder
+
+    @classmethod
+    def _with_modules(cls, plain: CLIPTextModel) -> ValueEncoder:
+        """An encoder with the modules of `plain` themselves, not copies of them."""
+        with torch.device("meta"):
+            encoder = cls(plain.config)
+        for name, module in plain.named_children():
+            setattr(encoder, name, module)
+        return encoder.train(plain.training)
 
     @classmethod
     def _projecting(cls, files: list[Path], config: CLIPTextConfig, name: str, **kwargs):

@@ -186,3 +186,25 @@ def test_the_lora_scale_of_a_call_is_remembered_as_in_the_base(pipe, base):
         more = {"value": None} if each is pipe else {}
         draw(each, PROMPTS[0], 0, cross_attention_kwargs={"scale": 0.5}, **more)
     assert pipe._lora_scale == base._lora_scale == 0.5 and isinstance(pipe, LiVOPipeline)
+
+
+def test_the_values_of_a_running_call_are_not_seen_by_other_threads(pipe, base):
+    encoded, predicted = [], []
+    embeds = base.encode_prompt(PROMPTS[1], "cpu", 1, True)[0]
+    latents = torch.zeros(1, 4, 8, 8)
+    expected = base.unet(latents, 1, embeds).sample
+
+    def elsewhere():
+        encoded.append(pipe.encode_prompt(PROMPTS[1], "cpu", 1, True)[0])
+        predicted.append(pipe.unet(latents, 1, embeds).sample)
+
+    def at_each_step(pipe, step, timestep, inputs):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        return {}
+
+    with torch.no_grad():
+        out = pipe(PROMPTS[0], value="bloody", num_inference_steps=2, callback_on_step_end=at_each_step, output_type="latent")
+    assert out.decisions[0].applied_values and len(encoded) == len(predicted) == 2
+    assert all(torch.equal(found, embeds) for found in encoded) and all(torch.equal(found, expected) for found in predicted)
