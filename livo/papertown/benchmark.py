@@ -303,12 +303,12 @@ def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe
         "for every prompt is in [benchmark.json](benchmark.json).\n"
     )
     yield (
-        "Each row is one configuration for all prompts: 16 about people of held-out careers in held-out places and templates, 8 for each "
-        "risk in held-out wordings, 8 that state an identity, 8 without people, 6 near misses. Debiasing is gender and race together. The "
-        f'row "{OURS[0]}" is told a principle for every prompt, also where none applies, as a user without the retriever would. FID is on '
-        "the judge's features against the frozen backbone's images of the same scenes with the wanted outcome stated: identities evenly, "
-        "no risk; IS is on its careers; the text-image score, where a CLIP score would stand, is the judge's mean probability of what the "
-        "prompt states. Seconds were taken on a shared machine.\n"
+        "Each row is one configuration for all prompts: 16 prompts about people (held-out occupations, places and templates), 8 for each "
+        "risk (held-out wordings), 8 that state an identity, 8 without people, and 6 near misses. Debiasing is gender and race together. "
+        f'The row "{OURS[0]}" gives a principle to every prompt, even where none applies, as without the retriever. FID compares the '
+        "judge's features with those of the frozen backbone's images of the same scenes, prompted for the wanted outcome: balanced "
+        "identities, no risk. IS is computed on the judge's occupations. The text-image score is the judge's mean probability of what the "
+        "prompt states; it takes the place of a CLIP score. Seconds were measured on a shared machine.\n"
     )
     yield (
         f"Diffusion-DPO and PopAlign are LoRAs of {budget.train_steps} steps on the images that LiVO's encoder learned from; Concept "
