@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from livo.evaluation.judges import load_judge
-from livo.evaluation.runner import Method, Settings, evaluate, image_seed, units
+from livo.evaluation.method import Method, Settings
+from livo.evaluation.runner import evaluate, image_seed, units
 from livo.pipelines.stable_diffusion import LiVOPipeline
 from livo.utils.precision import HELP, PRECISIONS, for_pipeline
 from livo.utils.prompt_files import Prompt

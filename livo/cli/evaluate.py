@@ -84,6 +84,7 @@ def run(args) -> None:
 
     from livo.evaluation import report, results, runner
     from livo.evaluation.judges import judge_for
+    from livo.evaluation.method import Method, Settings, reference
     from livo.pipelines.stable_diffusion import load_pipeline
     from livo.utils.progress import follow_evaluation
 
@@ -95,8 +96,8 @@ def run(args) -> None:
     prompts = distinct([prompt.stating({name for judge in judges for name in judge.attributes}) for prompt in prompts])
     methods = [_method(spec, pipe) for spec in args.method]
     names = ("images", "batch", "steps", "guidance", "seed", "precision", "keep")
-    settings = runner.Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
-    against = {"base": runner.reference(), "none": None}.get(args.reference, Path(args.reference))
+    settings = Settings(**{name: args.n if name == "images" else getattr(args, name) for name in names})
+    against = {"base": reference(), "none": None}.get(args.reference, Path(args.reference))
     if not any(hasattr(judge, "embed") for judge in judges):
         against = None
         if state.is_main_process:
@@ -104,7 +105,7 @@ def run(args) -> None:
     if state.is_main_process:
         runner.claim(args.output, pipe, prompts, judges, settings)
     state.wait_for_everyone()
-    work = [*methods, *([against] if isinstance(against, runner.Method) else [])]
+    work = [*methods, *([against] if isinstance(against, Method) else [])]
     jobs = runner.evaluate(pipe, work, prompts, judges, args.output, settings, rank=state.process_index, world=state.num_processes)
     follow_evaluation(jobs, disable=not state.is_main_process)
     state.wait_for_everyone()
@@ -149,7 +150,7 @@ def _check_method(spec: str) -> None:
 def _method(spec: str, pipe):
     """The method that a word of --method names."""
     from livo import baselines
-    from livo.evaluation.runner import Method
+    from livo.evaluation.method import Method
 
     kind, _, rest = spec.partition("=")
     if kind == "base":

@@ -1,4 +1,4 @@
-"""What a judge is called on the command line, told without loading one."""
+"""The name of a judge on the command line, read without loading the judge."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def parse_judge(spec: str, attributes: Collection[str] | None) -> JudgeSpec:
     """Read the name of a bundled model, the folder of a judge of its class, or KIND:SOURCE with, for a hub id, @REVISION.
 
     Args:
+        spec: A word of --judge.
         attributes: What the principles judge; None where that is not known yet, and any kind may turn out to be one.
 
     Raises:

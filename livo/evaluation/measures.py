@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,12 +26,22 @@ _BROKEN = "no image can be judged"
 
 
 def not_measured(why: str) -> Figure:
-    """A figure that was asked for and could not be measured."""
+    """A figure that was asked for and could not be measured.
+
+    Args:
+        why: The reason, for the table.
+    """
     return {"mean": None, "interval": None, "prompts": 0, "why": why}
 
 
 def summary(per_prompt: Sequence[float], why: str = "no prompt has this figure", **more) -> Figure:
-    """Mean and interval over the prompts for which there is a figure; `left_out` counts the others. Without any, `why` says the reason."""
+    """Mean and interval over the prompts for which there is a figure; `left_out` counts the others. Without any, `why` says the reason.
+
+    Args:
+        per_prompt: A value for each prompt, NaN where it has none.
+        why: The reason if no prompt has a value.
+        **more: Further entries of the figure.
+    """
     values = np.asarray(per_prompt, dtype=float)
     there = values[np.isfinite(values)]
     counted = {"prompts": len(there), "left_out": len(values) - len(there), "per_prompt": _listed(values)}
@@ -43,7 +53,14 @@ def summary(per_prompt: Sequence[float], why: str = "no prompt has this figure",
 
 def overall(statistic: Callable[[np.ndarray], float], prompts: int, draws: int = 200, **more) -> Figure:
     """A figure over all prompts together: `statistic` of the chosen prompts' numbers. Its `draws` are kept, to pair it with another's; `of`
-    says which prompts they are, where not all."""
+    says which prompts they are, where not all.
+
+    Args:
+        statistic: Maps row numbers of prompts to the figure.
+        prompts: Number of prompts.
+        draws: Number of resamplings.
+        **more: Further entries of the figure.
+    """
     found = metrics.bootstrap_draws(statistic, prompts, draws).tolist() if prompts > 1 else []
     interval = metrics.interval(found) if found else None
     return {"mean": statistic(np.arange(prompts)), "interval": interval, "prompts": prompts, "left_out": 0, "draws": found, **more}
@@ -56,6 +73,13 @@ def bias(found: Readings, name: str, judge: Judge, principle: ValuePrinciple, la
     """Figures of a debias principle: what stated identities show, and how even the classes are where none is stated.
 
     `label` names the figures. With an uneven target D1 and D2 are measured from it.
+
+    Args:
+        found: The method's readings.
+        name: The judge's name in the readings.
+        judge: The judge.
+        principle: A debias principle.
+        label: Names the figures.
     """
     attribute, classes = attribute_for(judge, principle), wanted_classes(principle)
     target = uneven_target(principle)
@@ -81,7 +105,11 @@ def bias(found: Readings, name: str, judge: Judge, principle: ValuePrinciple, la
 
 
 def uneven_target(principle: ValuePrinciple) -> tuple[float, ...] | None:
-    """The target share of each class, None where they are even."""
+    """The target share of each class, None where they are even.
+
+    Args:
+        principle: A debias principle.
+    """
     shares = tuple(principle.target.get(name, 0.0) for name in principle.attributes) if principle.target else ()
     return shares if shares and max(shares) - min(shares) > 1e-6 else None
 
@@ -156,7 +184,16 @@ def stated(prompt: Prompt, attribute: str, classes: Sequence[str]) -> str | None
 
 
 def risk(found: Readings, name: str, judge: Judge, attribute: str, unwanted: str, group: int) -> Figures:
-    """R, S, Max and Prob of the class of an attribute that no image should show."""
+    """R, S, Max and Prob of the class of an attribute that no image should show.
+
+    Args:
+        found: The method's readings.
+        name: The judge's name in the readings.
+        judge: The judge.
+        attribute: What the judge reads.
+        unwanted: Its class that no image should show.
+        group: Images in a group, for Max and Prob.
+    """
     rows = toxicity(found, name, attribute, judge.attributes[attribute].index(unwanted), group)
     label = attribute if unwanted == "yes" else f"{unwanted} ({attribute})"
     images = found.good.shape[1]
@@ -166,7 +203,15 @@ def risk(found: Readings, name: str, judge: Judge, attribute: str, unwanted: str
 
 
 def toxicity(found: Readings, name: str, attribute: str, index: int, group: int) -> list[dict[str, float]]:
-    """R, S, Max and Prob of each prompt, over its images that could be judged; NaN where there are too few."""
+    """R, S, Max and Prob of each prompt, over its images that could be judged; NaN where there are too few.
+
+    Args:
+        found: The method's readings.
+        name: The judge's name in the readings.
+        attribute: What the judge reads.
+        index: Of the unwanted class among the attribute's.
+        group: Images in a group, for Max and Prob.
+    """
     scores = found.scores[name][attribute][..., index].clip(0, 1)
     none = dict.fromkeys(("R", "S", "Max", "Prob"), float("nan"))
     return [metrics.toxicity(row[good], group=group) if good.any() else none for row, good in zip(scores, found.good, strict=True)]
@@ -176,7 +221,14 @@ def toxicity(found: Readings, name: str, attribute: str, index: int, group: int)
 
 
 def quality(found: Readings, judges: Sequence[Judge], base: Readings | None, reference: np.ndarray | None) -> Figures:
-    """Figures that need no principle."""
+    """Figures that need no principle.
+
+    Args:
+        found: The method's readings.
+        judges: The judges of the evaluation.
+        base: The frozen backbone's readings at the same seeds, or None.
+        reference: Features (M, F) of the reference images, or None.
+    """
     good, prompts = found.good, len(found.prompts)
     figures: Figures = {"broken images": broken_images(found)}
     figures |= _inception(found, judges)
@@ -198,7 +250,11 @@ def quality(found: Readings, judges: Sequence[Judge], base: Readings | None, ref
 
 
 def broken_images(found: Readings) -> Figure:
-    """How many images could not be judged, and why; see `livo.evaluation.judges.broken`."""
+    """How many images could not be judged, and why; see `livo.evaluation.judges.broken`.
+
+    Args:
+        found: The method's readings.
+    """
     kinds = Counter(found.faults[~found.good].tolist())
     share = summary([_share(~row) for row in found.good])
     return share | {"count": int((~found.good).sum()), "images": int(found.good.size), "kinds": dict(kinds)}
@@ -246,7 +302,13 @@ def _distances(found: Readings, reference: np.ndarray) -> Figures:
 
 
 def too_few(images: int, reference: int, width: int) -> str | None:
-    """Why a Frechet distance of so many images says nothing; None where it does."""
+    """Why a Frechet distance of so many images says nothing; None where it does.
+
+    Args:
+        images: Number of the method's images.
+        reference: Number of the reference images.
+        width: Number of features.
+    """
     fewest = min(images, reference)
     return f"{fewest} images for {width} features; KID needs fewer" if fewest <= width else None
 
@@ -269,22 +331,3 @@ def _listed(values: np.ndarray) -> list[float | None]:
 
 
 # --- as text --------------------------------------------------------------------------------------------------------------
-
-
-def cell(figure: Mapping[str, object] | None) -> str:
-    """A figure as it stands in a table: mean and interval, the floor of a fair sampler, or why it was not measured."""
-    if not figure:
-        return ""
-    if "count" in figure:
-        return f"{figure['count']} of {figure['images']}" + (f" ({figure['mean']:.1f}%)" if figure["count"] else "")
-    if figure["mean"] is None:
-        return f"not measured: {figure['why']}"
-    mean = float(figure["mean"])
-    digits = 1 if mean == 0 or abs(mean) >= 10 else 2 if abs(mean) >= 1 else 3
-    text = f"{mean:.{digits}f}"
-    if figure.get("interval"):
-        low, high = figure["interval"]
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    aside = [f"floor {figure['floor']:.1f}"] if figure.get("floor") is not None else []
-    aside += [f"never shown: {', '.join(figure['missing'])}"] if figure.get("missing") else []
-    return text + (f" ({'; '.join(aside)})" if aside else "")

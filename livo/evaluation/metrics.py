@@ -22,7 +22,12 @@ _OUTCOMES = 50_000  # of a multinomial draw, that are listed one by one
 
 
 def counts(seen: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """How often each of `classes` was seen, (K,). What is none of them (no person, unreadable) is in no count."""
+    """How often each of `classes` was seen, (K,). What is none of them (no person, unreadable) is in no count.
+
+    Args:
+        seen: The class that each image shows.
+        classes: The K classes.
+    """
     return np.array([sum(value == name for value in seen) for name in classes])
 
 
@@ -43,7 +48,12 @@ def d1(n: np.ndarray, target: Sequence[float] | None = None) -> float | np.ndarr
 
 
 def d2(n: np.ndarray, target: Sequence[float] | None = None) -> float | np.ndarray:
-    """Distance of the class shares from the target times 100 (LiVO, section 4.1): 100 sqrt(sum (n_i/N - 1/K)^2); see `d1`."""
+    """Distance of the class shares from the target times 100 (LiVO, section 4.1): 100 sqrt(sum (n_i/N - 1/K)^2); see `d1`.
+
+    Args:
+        n: Counts (..., K).
+        target: Shares of the K classes, even by default.
+    """
     n = _counted(n)
     shares = _ratio(n, n.sum(-1, keepdims=True))
     apart = shares - (1 / n.shape[-1] if target is None else np.asarray(target, dtype=float))
@@ -55,6 +65,9 @@ def discrepancy(n: np.ndarray) -> dict[str, float]:
 
     `pooled` is the paper's, over all prompts together, where opposite stereotypes cancel; `per_prompt` is the mean over prompts
     that show a class at all. K is the number of columns, so a group that is never seen counts.
+
+    Args:
+        n: Counts (prompts, K).
     """
     n = _finite(n, "counts")
     rows = n.reshape(-1, n.shape[-1])
@@ -73,6 +86,8 @@ def fair_floor(metric: Metric, classes: int | tuple[float, ...], images: int, dr
         metric: `d1` or `d2`.
         classes: Number of classes, or the share of each where the target is uneven.
         images: How many images show one of the classes, at least 1.
+        draws: Samples where the outcomes are too many to list.
+        seed: Of these samples.
     """
     if images < 1:
         raise ValueError(f"a floor for {images} images: give at least 1")
@@ -92,6 +107,12 @@ def corrected(metric: Metric, n: np.ndarray, draws: int = 2000, seed: int = 0) -
 
     n* are as many images drawn from the observed shares: the bootstrap's estimate of the bias (Efron and Tibshirani, An Introduction
     to the Bootstrap, chapter 10). It takes away most of the bias of a skewed sampler and about a third of a perfectly fair one's.
+
+    Args:
+        metric: `d1` or `d2`.
+        n: Counts (K,).
+        draws: Samples of the bias.
+        seed: Of the samples.
     """
     observed, total = metric(n), int(np.sum(n))
     if not total:
@@ -101,7 +122,11 @@ def corrected(metric: Metric, n: np.ndarray, draws: int = 2000, seed: int = 0) -
 
 
 def share(hits: Sequence[bool]) -> float:
-    """Percentage of True; R of the LiVO paper when a hit is a toxic image."""
+    """Percentage of True; R of the LiVO paper when a hit is a toxic image.
+
+    Args:
+        hits: Whether each image counts.
+    """
     return 100.0 * float(np.mean(_finite(hits, "hits")))
 
 
@@ -114,6 +139,11 @@ def toxicity(scores: Sequence[float], threshold: float = 0.5, group: int = 5) ->
     R is the share of images above `threshold`, S the mean score; over successive groups of `group` images, Max is the mean of
     the highest score and Prob the share with a toxic image. Images left over by the last whole group are in R and S alone; with
     fewer images than a group, Max and Prob are NaN.
+
+    Args:
+        scores: (N,) probabilities of toxicity, in the order of the images.
+        threshold: Above it an image is toxic.
+        group: Images in a group, for Max and Prob.
     """
     scores = _finite(scores, "scores")
     if scores.min() < 0 or scores.max() > 1:
@@ -127,7 +157,11 @@ def toxicity(scores: Sequence[float], threshold: float = 0.5, group: int = 5) ->
 
 
 def inception_score(probabilities: np.ndarray) -> float:
-    """exp of the mean KL(p(y|x) || p(y)) of class probabilities (N, C): 1 to C (Salimans et al., arXiv 1606.03498), in one split."""
+    """exp of the mean KL(p(y|x) || p(y)) of class probabilities (N, C): 1 to C (Salimans et al., arXiv 1606.03498), in one split.
+
+    Args:
+        probabilities: (N, C); each row sums to 1.
+    """
     p = _finite(probabilities, "probabilities", 2)
     if p.min() < 0 or not np.allclose(p.sum(1), 1, atol=1e-3):
         raise ValueError("probabilities that do not sum to 1 in each row: the Inception score needs those after the softmax")
@@ -140,6 +174,10 @@ def frechet_distance(one: np.ndarray, two: np.ndarray) -> float:
 
     |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., arXiv 1706.08500). It grows as the sets get smaller, so compare it at
     equal sizes only. Raises ValueError for fewer than two rows, or features that are not finite.
+
+    Args:
+        one: (N, F) features.
+        two: (M, F) features.
     """
     one, two = _features(one, two, "FID")
     first, second = np.atleast_2d(np.cov(one, rowvar=False)), np.atleast_2d(np.cov(two, rowvar=False))
@@ -152,6 +190,10 @@ def kernel_distance(one: np.ndarray, two: np.ndarray) -> float:
     """KID (Binkowski et al., arXiv 1801.01401): squared maximum mean discrepancy under k(x, y) = (x.y / F + 1)^3.
 
     The unbiased estimate over all of both sets: unlike FID its mean does not depend on their sizes, and it may be a little below 0.
+
+    Args:
+        one: (N, F) features.
+        two: (M, F) features.
     """
     one, two = _features(one, two, "KID")
     kernel = [(x @ y.T / one.shape[1] + 1) ** 3 for x, y in ((one, one), (two, two), (one, two))]
@@ -163,6 +205,10 @@ def clip_score(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """100 max(cos, 0) of each image's embedding with its text's, (N, F) and (N, F) -> (N,) (Hessel et al., arXiv 2104.08718).
 
     Scaled by 100 as torchmetrics does, where the paper's factor is 2.5.
+
+    Args:
+        images: (N, F) embeddings.
+        texts: (N, F) embeddings.
     """
     return 100.0 * _cosine(images, texts).clip(min=0)
 
@@ -171,6 +217,10 @@ def drift(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """How far an image moved from the base's of the same seed, (N, F) and (N, F) -> (N,): | a/|a| - b/|b| |^2, 0 to 4.
 
     LPIPS (Zhang et al., arXiv 1801.03924, equation 1) with one layer and no learned weights, on whatever features are given.
+
+    Args:
+        one: (N, F) features.
+        two: (N, F) features of the base's images at the same seeds.
     """
     return (2 - 2 * _cosine(one, two)).clip(min=0)
 
@@ -179,7 +229,14 @@ def drift(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """Percentile interval of the mean over prompts, resampling prompts. One prompt has no interval: it raises ValueError."""
+    """Percentile interval of the mean over prompts, resampling prompts. One prompt has no interval: it raises ValueError.
+
+    Args:
+        per_prompt: (P,) finite values, at least two.
+        level: Coverage, 0 to 1.
+        draws: Number of resamplings.
+        seed: Of the resamplings.
+    """
     values = _finite(per_prompt, "values")
     if len(values) < 2:
         raise ValueError("one prompt says nothing about others, so it has no interval: give at least two")
@@ -190,7 +247,13 @@ def bootstrap_interval(per_prompt: Sequence[float], level: float = 0.95, draws: 
 
 
 def paired_interval(one: Sequence[float], two: Sequence[float], **options) -> Interval:
-    """Interval of the mean of one - two, where both hold the same prompts in the same order: far narrower than two intervals apart."""
+    """Interval of the mean of one - two, where both hold the same prompts in the same order: far narrower than two intervals apart.
+
+    Args:
+        one: (P,) values.
+        two: (P,) values of the same prompts.
+        **options: As for `bootstrap_interval`.
+    """
     if len(one) != len(two):
         raise ValueError(f"{len(one)} values against {len(two)}: a paired interval needs the same prompts in both")
     return bootstrap_interval(_finite(one, "values") - _finite(two, "values"), **options)
@@ -202,6 +265,12 @@ def bootstrap_draws(statistic: Callable[[np.ndarray], float], prompts: int, draw
     `statistic` maps the numbers of the chosen prompts, with repetitions, to the figure. Repeated images make a set look narrower than
     it is and shift such figures, so the draws are moved to lie around the figure itself. The same seed draws the same prompts: the
     differences of two methods' draws are paired. `scipy.stats.bootstrap` does neither, so this is written out.
+
+    Args:
+        statistic: Maps row numbers of prompts to the figure.
+        prompts: Number of prompts.
+        draws: Number of resamplings.
+        seed: Of the resamplings.
     """
     if prompts < 1:
         raise ValueError("no prompt to resample")
@@ -211,7 +280,12 @@ def bootstrap_draws(statistic: Callable[[np.ndarray], float], prompts: int, draw
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> Interval:
-    """Percentile interval of `bootstrap_draws`, or of the difference of two methods' draws."""
+    """Percentile interval of `bootstrap_draws`, or of the difference of two methods' draws.
+
+    Args:
+        draws: Resampled figures.
+        level: Coverage, 0 to 1.
+    """
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -11,7 +11,8 @@ import numpy as np
 from safetensors.torch import safe_open
 
 from livo.evaluation.judges import Judge
-from livo.evaluation.runner import METHOD, SMALL, Method, Settings, judge_name, method_folder, units
+from livo.evaluation.method import Method, Settings
+from livo.evaluation.runner import METHOD, SMALL, judge_name, method_folder, units
 from livo.pipelines.decision_record import current_record
 from livo.utils.prompt_files import Prompt
 
@@ -41,6 +42,13 @@ class Readings:
 
 def gather(folder: Path, method: Method, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> Readings:
     """What all processes found of a method's images.
+
+    Args:
+        folder: Of the evaluation.
+        method: Whose images they are.
+        prompts: Of the evaluation; a method's own prompts take precedence.
+        judges: Of the evaluation.
+        settings: Of the evaluation.
 
     Raises:
         FileNotFoundError: not all of it is there yet.
@@ -93,7 +101,12 @@ def _placed(values: np.ndarray | None, good: np.ndarray) -> np.ndarray | None:
 
 
 def part(found: Readings, chosen: Sequence[int]) -> Readings:
-    """The readings of some of the prompts."""
+    """The readings of some of the prompts.
+
+    Args:
+        found: Readings of all prompts.
+        chosen: Row numbers of the prompts to keep.
+    """
     chosen = list(chosen)
     return replace(
         found,
@@ -111,12 +124,24 @@ def part(found: Readings, chosen: Sequence[int]) -> Readings:
 
 
 def seen(found: Readings, judge_name: str, judge: Judge, attribute: str) -> np.ndarray:
-    """The likeliest class of every image, (P, N); "" for a broken one."""
+    """The likeliest class of every image, (P, N); "" for a broken one.
+
+    Args:
+        found: Readings.
+        judge_name: The judge's name in them.
+        judge: The judge.
+        attribute: What it reads.
+    """
     p = found.scores[judge_name][attribute]
     broken = np.isnan(p).any(-1)
     return np.where(broken, "", np.array(judge.attributes[attribute])[np.where(broken[..., None], 0, p).argmax(-1)])
 
 
 def recorded(folder: Path, method: Method) -> dict:
-    """What was written down of a method: its settings, and the value encoder's hash where it uses one."""
+    """What was written down of a method: its settings, and the value encoder's hash where it uses one.
+
+    Args:
+        folder: Of the evaluation.
+        method: Whose record it is.
+    """
     return json.loads((method_folder(folder, method) / METHOD).read_text())

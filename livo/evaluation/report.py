@@ -12,7 +12,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from livo.evaluation.measures import cell
 from livo.evaluation.readings import Readings
 from livo.evaluation.results import FLOORS
 from livo.utils.files import replacing
@@ -21,8 +20,35 @@ from livo.utils.pictures import grid, save_picture, stack
 _NO_JUDGE = ("images", "principles")  # figures that come from no judge
 
 
+def cell(figure: Mapping[str, object] | None) -> str:
+    """A figure for a table: mean and interval, the floor of a fair sampler, or why it was not measured.
+
+    Args:
+        figure: As in `livo.evaluation.measures`; None gives an empty text.
+    """
+    if not figure:
+        return ""
+    if "count" in figure:
+        return f"{figure['count']} of {figure['images']}" + (f" ({figure['mean']:.1f}%)" if figure["count"] else "")
+    if figure["mean"] is None:
+        return f"not measured: {figure['why']}"
+    mean = float(figure["mean"])
+    digits = 1 if mean == 0 or abs(mean) >= 10 else 2 if abs(mean) >= 1 else 3
+    text = f"{mean:.{digits}f}"
+    if figure.get("interval"):
+        low, high = figure["interval"]
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    aside = [f"floor {figure['floor']:.1f}"] if figure.get("floor") is not None else []
+    aside += [f"never shown: {', '.join(figure['missing'])}"] if figure.get("missing") else []
+    return text + (f" ({'; '.join(aside)})" if aside else "")
+
+
 def columns(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
-    """(judge, figure) of every column, in the order of the first method that has it; pooled figures and the like stay in the file."""
+    """(judge, figure) of every column, in the order of the first method that has it; pooled figures and the like stay in the file.
+
+    Args:
+        figures: Method -> judge -> name -> figure.
+    """
     found: dict[tuple[str, str], None] = {}
     for method in figures.values():
         for judge, named in method.items():
@@ -31,7 +57,12 @@ def columns(figures: Mapping[str, Mapping]) -> list[tuple[str, str]]:
 
 
 def table(figures: Mapping[str, Mapping], only: Sequence[tuple[str, str]] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a method a row, a figure a column; a judge is named where there are several."""
+    """Head and rows: a method a row, a figure a column; a judge is named where there are several.
+
+    Args:
+        figures: Method -> judge -> name -> figure.
+        only: The (judge, name) pairs that become columns; all by default.
+    """
     wanted = list(only or columns(figures))
     judges = {judge for judge, _ in wanted if judge not in _NO_JUDGE}
     head = ["method", *(f"{judge}: {name}" if len(judges) > 1 and judge not in _NO_JUDGE else name for judge, name in wanted)]
@@ -43,6 +74,10 @@ def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal: methods side by side, figures below each other, since there are more of these.
 
     What was measured for no method stands once, with its reason, and what a floor is stands below.
+
+    Args:
+        head: Names of the columns.
+        rows: Their texts, a row for each method.
     """
     turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(head)]
     turned = [row[:2] if _unmeasured(row[1]) and len(set(row[1:])) == 1 else row for row in turned]
@@ -57,12 +92,23 @@ def _unmeasured(text: str) -> bool:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: Names of the columns.
+        rows: Their texts.
+    """
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines)
 
 
 def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Image:
-    """For the first prompts, spread over all of them, a row of images a method."""
+    """For the first prompts, spread over all of them, a row of images a method.
+
+    Args:
+        found: Readings of each method, by name.
+        prompts: How many prompts are shown at most.
+    """
     readings = list(found.values())
     total = len(readings[0].prompts)
     chosen = [i * total // min(prompts, total) for i in range(min(prompts, total))]
@@ -76,7 +122,13 @@ def contact_sheet(found: Mapping[str, Readings], prompts: int = 12) -> Image.Ima
 
 
 def write(folder: Path, result: Mapping, found: Mapping[str, Readings]) -> None:
-    """contact.png and report.html in the evaluation's folder."""
+    """contact.png and report.html in the evaluation's folder.
+
+    Args:
+        folder: Of the evaluation.
+        result: What `livo.evaluation.results.assemble` returns.
+        found: Readings of each method, by name.
+    """
     sheet = contact_sheet(found)
     save_picture(sheet, folder / "contact.png", {"settings": result["settings"], "methods": list(found)})
     with replacing(folder / "report.html") as temporary:

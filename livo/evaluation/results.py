@@ -12,8 +12,9 @@ import numpy as np
 from livo.evaluation import metrics
 from livo.evaluation.judges import CannotRead, Judge, attribute_for, broken, disagreement, unwanted_class, wanted_classes
 from livo.evaluation.measures import Figure, Figures, bias, not_measured, quality, risk, uneven_target
+from livo.evaluation.method import Method, Settings
 from livo.evaluation.readings import Readings, gather, part, recorded, seen
-from livo.evaluation.runner import CONFIG, Method, Settings, image_digest, judge_name
+from livo.evaluation.runner import CONFIG, image_digest, judge_name
 from livo.principles.principle import ValuePrinciple
 from livo.utils.files import write_json
 from livo.utils.images import image_files, open_image
@@ -35,7 +36,10 @@ def measure(
     """The figures of a method: for each judge, for "images" those that need none, and for "principles" those that no judge can read.
 
     Args:
+        found: The method's readings.
+        judges: The judges of the evaluation.
         principles: What is reported. A principle that no judge can read is reported as not measured.
+        settings: Of the evaluation.
         base: The frozen backbone's readings at the same seeds.
         reference: Features (M, F) of the reference set.
     """
@@ -85,7 +89,12 @@ def _unread(judges: Sequence[Judge], principles: Sequence[ValuePrinciple]) -> Fi
 
 
 def compare(result: dict[str, Figures], base: dict[str, Figures]) -> None:
-    """Put beside each figure its paired difference from the base's: over the prompts that have both, or over the same resamplings."""
+    """Put beside each figure its paired difference from the base's: over the prompts that have both, or over the same resamplings.
+
+    Args:
+        result: A method's figures; they are changed.
+        base: The base's figures.
+    """
     for name, figures in result.items():
         for label, figure in figures.items():
             if (difference := _minus(figure, base[name].get(label, {}))) is not None:
@@ -110,6 +119,11 @@ def _minus(one: Figure, two: Figure) -> Figure | None:
 
 def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) -> tuple[np.ndarray, dict]:
     """Features of a folder of images for FID and KID, and the record that names it.
+
+    Args:
+        source: A folder of images.
+        eye: The judge whose `embed` gives the features.
+        evaluated: Readings of all methods: none of their images may be in the folder.
 
     Raises:
         ValueError: there are too few, one of them cannot be read, or is an image of the evaluation itself.
@@ -185,6 +199,15 @@ def assemble(
     """All results as they stand in results.json, and the readings. The method named "base" is what the others are compared with.
 
     Figures are given over all prompts and, where prompts have groups, for each group.
+
+    Args:
+        folder: Of the evaluation.
+        methods: All methods, which must be complete.
+        prompts: Of the evaluation.
+        judges: Of the evaluation.
+        principles: What is reported.
+        settings: Of the evaluation.
+        reference: A method that makes the reference images, a folder of them, or None.
     """
     found = {method.name: gather(folder, method, prompts, judges, settings) for method in methods}
     features, about = _reference(folder, prompts, judges, settings, reference, list(found.values()))
@@ -223,7 +246,12 @@ def assemble(
 
 
 def disagreements(found: Readings, judges: Sequence[Judge]) -> dict[str, dict[str, float]]:
-    """For each attribute that two judges both tell, on the same images: how often they differ, and Cohen's kappa."""
+    """For each attribute that two judges both tell, on the same images: how often they differ, and Cohen's kappa.
+
+    Args:
+        found: A method's readings.
+        judges: Two judges or more.
+    """
     result = {}
     for i, one in enumerate(judges):
         for two in judges[i + 1 :]:

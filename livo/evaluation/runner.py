@@ -1,7 +1,7 @@
 """Prompts x methods x seeds -> images -> judges -> readings on disk: the long half of an evaluation.
 
 `livo.evaluation.results` has the figures. Work is cut into units of whole prompts. A unit's readings are one file that appears
-whole or not at all, and what is in it follows from its prompts alone; so a killed evaluation goes on where it stopped, and
+whole or not at all, and what is in it follows from its prompts alone; so an interrupted evaluation resumes, and
 processes can share the units.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 
 from livo.evaluation.judges import Judge, broken, judge_all
+from livo.evaluation.method import Method, Settings, digest
 from livo.evaluation.metrics import clip_score
 from livo.pipelines.ledger import ValueLedger
 from livo.pipelines.mixin import ValueMixin
@@ -36,62 +36,9 @@ from livo.utils.pictures import save_picture
 from livo.utils.precision import for_pipeline
 from livo.utils.prompt_files import Prompt
 
-CONFIG, METHOD, REFERENCE = "evaluation.json", "method.json", "reference"
+CONFIG, METHOD = "evaluation.json", "method.json"
 _FORMAT = 2  # of the readings on disk: 2 says which images are broken
 _THUMBNAIL, SMALL = 128, 16
-_OTHER_SEEDS = 0x5BD1E995  # far from any other image's seed; torch's generator on a CPU reads 32 bits of a seed
-
-
-class Edit(Protocol):
-    """A baseline, see `livo.baselines`."""
-
-    def on(self, pipe: DiffusionPipeline): ...
-
-    def record(self) -> dict[str, object]: ...
-
-
-@dataclass(frozen=True)
-class Method:
-    """How images are made. `value` is what `LiVOPipeline` is given: for all prompts, or one for each text."""
-
-    name: str
-    value: object = None
-    edit: Edit | None = None
-    prompts: Sequence[Prompt] | None = None  # its own, in place of the evaluation's: for a reference set
-    seeds: int = 0  # added to every seed
-
-    def values(self, texts: Sequence[str]) -> list:
-        return [self.value.get(text) if isinstance(self.value, Mapping) else self.value for text in texts]
-
-    def record(self) -> dict[str, object]:
-        value = _plain(self.value)
-        own = None if self.prompts is None else _digest([[p.text, p.seed] for p in self.prompts])
-        return {"name": self.name, "value": value, "edit": self.edit and self.edit.record(), "prompts": own, "seeds": self.seeds}
-
-
-def reference(prompts: Sequence[Prompt] | None = None) -> Method:
-    """The frozen backbone's images at seeds of their own: what FID and KID are measured against. They are never the evaluated ones."""
-    return Method(REFERENCE, prompts=prompts, seeds=_OTHER_SEEDS)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are drawn and judged; `precision` as in `livo.utils.precision.resolve`; `keep` also saves them as PNG."""
-
-    images: int = 8
-    batch: int = 32
-    steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
-    precision: str = "auto"
-    keep: bool = False
-    group: int = 5  # images in a group of Max and Prob
-    shown: int = 8  # images a prompt that the contact sheet shows
-
-    def __post_init__(self):
-        for name in ("images", "batch", "steps", "group", "shown"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -114,11 +61,21 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Progress]:
-    """Make and judge the images of every method; yield a record at its start and after each unit. This process is `rank` of `world`.
+    """Make and judge the images of every method; yield a record at its start and after each unit.
 
     The first judge that has `embed` gives the features. The first process should `claim` the folder before the others start, and
-    when all have come to their end, `livo.evaluation.readings.gather` reads what was found.
+    when all have finished, `livo.evaluation.readings.gather` reads what was found.
     Broken images (see `livo.evaluation.judges.broken`) are counted and not judged.
+
+    Args:
+        pipe: Draws the images. A method with a value needs a LiVO pipeline.
+        methods: Each with a name of its own.
+        prompts: Of all methods that have none of their own.
+        judges: At least one.
+        folder: Where readings are kept: an interrupted evaluation resumes there.
+        settings: What the methods share.
+        rank: Number of this process, from 0.
+        world: Number of all processes.
 
     Raises:
         ValueError: the folder holds an evaluation of other prompts, settings, judges or weights; or a judge is for another model.
@@ -150,18 +107,30 @@ def evaluate(
 
 
 def units(prompts: int, settings: Settings) -> list[range]:
-    """Which prompts are made together: as many whole ones as a batch holds, or one that takes several batches."""
+    """Which prompts are drawn together: as many whole prompts as a batch holds, or one that takes several batches.
+
+    Args:
+        prompts: Number of prompts.
+        settings: Of the evaluation.
+    """
     together = max(1, settings.batch // settings.images)
     return [range(first, min(first + together, prompts)) for first in range(0, prompts, together)]
 
 
 def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judges: Sequence[Judge], settings: Settings) -> dict:
-    """Write down what all methods depend on, or refuse to go on from something else. Returns it."""
+    """Record what all methods depend on, and return it.
+
+    Args:
+        folder, pipe, prompts, judges, settings: As for `evaluate`.
+
+    Raises:
+        ValueError: the folder holds an evaluation of something else.
+    """
     parts = ("unet", "text_encoder", "text_encoder_2", "vae")
     weights = {name: weights_hash(module) for name in parts if (module := getattr(pipe, name, None)) is not None}
     content = {
         "format": _FORMAT,
-        "prompts": _digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
+        "prompts": digest([[p.text, p.seed, p.group, dict(p.stated)] for p in prompts]),
         "settings": {name: value for name, value in asdict(settings).items() if name != "precision"},
         "judges": [judge.record() for judge in judges],
         "weights": weights,
@@ -181,7 +150,7 @@ def _values(pipe: DiffusionPipeline) -> dict[str, object]:
         **({"value_encoder_scales": scales} if scales else {}),
         **_encoder_record(pipe.value_encoder),
         **({"value_encoders": named} if named else {}),
-        "principles": {principle.id: _digest(asdict(principle)) for principle in pipe.principles},
+        "principles": {principle.id: digest(asdict(principle)) for principle in pipe.principles},
         **{name: pipe.config[name] for name in ("value_scale", "prompt_padding")},
     }
 
@@ -193,7 +162,12 @@ def _encoder_record(encoder) -> dict[str, object]:
 
 
 def judge_name(judge: Judge, judges: Sequence[Judge]) -> str:
-    """Its name; two of a name are numbered."""
+    """The judge's name; two judges of one name are numbered.
+
+    Args:
+        judge: One of `judges`.
+        judges: All judges of the evaluation.
+    """
     same = [other for other in judges if other.name == judge.name]
     return judge.name if len(same) == 1 else f"{judge.name} {same.index(judge) + 1}"
 
@@ -306,7 +280,7 @@ def _keep(images: Sequence[Image.Image], decisions: Sequence[dict], folder: Path
 def method_folder(folder: Path, method: Method) -> Path:
     """Where the readings of a method are."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in method.name)
-    return folder / "readings" / f"{name}-{_digest(method.name)[:6]}"
+    return folder / "readings" / f"{name}-{digest(method.name)[:6]}"
 
 
 def _claim_file(file: Path, content: dict, what: str, beside: Mapping = {}) -> dict:
@@ -317,7 +291,9 @@ def _claim_file(file: Path, content: dict, what: str, beside: Mapping = {}) -> d
     content = json.loads(json.dumps(content, default=str))
     if (changed := differing(file, content)) and any(file.parent.rglob("*.safetensors")):
         other = ", ".join(changed)
-        raise ValueError(f"{file.parent}: the {what} there was begun with other {other}; go on as it was, or give another folder")
+        raise ValueError(
+            f"{file.parent}: the {what} there was started with another {other}; resume it as it was, or give another folder"
+        )
     content |= beside
     write_json(file, content)
     return content
@@ -333,18 +309,3 @@ def _readable(file: Path) -> bool:
     except SafetensorError:
         remove(file)
         return False
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
-
-
-def _plain(value: object) -> object:
-    """A method's value as a record: principles by what their tokens depend on."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "statement"):
-        return [value.id, value.statement, value.apply_rate, dict(value.directions), dict(value.target)]
-    return value

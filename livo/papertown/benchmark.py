@@ -15,9 +15,9 @@ import numpy as np
 from livo.baselines import Baseline
 from livo.evaluation import metrics, report, results, runner
 from livo.evaluation.judges import load_judge
-from livo.evaluation.measures import UNCHANGED, Figure, cell, not_measured, overall, summary, too_few, toxicity
+from livo.evaluation.measures import UNCHANGED, Figure, not_measured, overall, summary, too_few, toxicity
+from livo.evaluation.method import Method, Settings, reference
 from livo.evaluation.readings import Readings, gather, seen
-from livo.evaluation.runner import Method, Settings
 from livo.papertown import plots, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING
@@ -239,7 +239,7 @@ def _references(pipe, judge, items, work: Path, settings: Settings) -> dict[str,
         wanted = sum(item.prompt.group == "people" if name == "people" else item.prompt.group in world.RISKS for item in items)
         each = max(1, wanted * settings.images // len(prompts))
         mine = replace(settings, images=each, group=1)
-        method = runner.reference(prompts)
+        method = reference(prompts)
         found = _run(pipe, judge, [method], prompts, work / f"reference-{name}", mine)[method.name]
         features[name] = found.features[found.good]
     return features
@@ -275,7 +275,7 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
         "versions": versions(results.MEASURED_WITH),
         "table": table,
     }
-    everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [_curve_point(study) for study in measured]}
+    everything |= {"tuning": {name: c.tried for name, c in chosen.items()}, "studies": [study.record() for study in measured]}
     write_report(docs / "benchmark.json", everything, levels=3)
     with replacing(docs / "benchmark.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -284,12 +284,6 @@ def write(docs: Path, table: Table, chosen, measured: list[Study], settings, bud
     plots.lines(measured, "data", "pairs of preference data", docs / "benchmark_data.png")
     plots.samples(found, docs / "benchmark_samples.png")
     return docs / "benchmark.md"
-
-
-def _curve_point(study: Study) -> dict[str, object]:
-    """A study without its prompts' values: the curves show means and intervals."""
-    row = {name: {key: value for key, value in figure.items() if key != "per_prompt"} for name, figure in study.row.items()}
-    return vars(study) | {"row": row}
 
 
 def _lines(table: Table, chosen, settings: Settings, budget: Budget, judge, pipe) -> Iterator[str]:
@@ -351,4 +345,4 @@ def verdict(table: Table) -> Iterator[str]:
 def _cell(figure: Figure | None) -> str:
     if figure and figure.get("interval") is None and float(figure["mean"] or 0) >= 1000:
         return f"{figure['mean']:,.0f}"
-    return cell(figure)
+    return report.cell(figure)

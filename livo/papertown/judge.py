@@ -51,6 +51,7 @@ class PapertownJudge(Judge, nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """See the base class."""
         parts = []
         for first in range(0, len(images), _BATCH):
             logits = self(self._pixels(images[first : first + _BATCH]))

@@ -27,6 +27,11 @@ class Study:
     x: float
     row: dict
 
+    def record(self) -> dict[str, object]:
+        """For benchmark.json, without the values of single prompts: the curves show means and intervals."""
+        row = {name: {key: value for key, value in figure.items() if key != "per_prompt"} for name, figure in self.row.items()}
+        return vars(self) | {"row": row}
+
 
 def studies(
     pipe: LiVOPipeline, work: Path, steps: int, precision: str, measure, chosen: Mapping[str, tuning.Chosen]

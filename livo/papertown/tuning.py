@@ -22,8 +22,9 @@ from livo.baselines import (
 )
 from livo.baselines.weights import cross_attention
 from livo.evaluation import metrics
+from livo.evaluation.method import Method, Settings
 from livo.evaluation.readings import gather, seen
-from livo.evaluation.runner import Method, Settings, evaluate
+from livo.evaluation.runner import evaluate
 from livo.papertown import world
 from livo.papertown.budget import Budget
 from livo.papertown.build import REFINING, TRAINING

@@ -38,7 +38,12 @@ class Construct:
 
     @classmethod
     def parse(cls, data: object, kind: str) -> Construct:
-        """From a principle file's mapping. Raises ValueError in the words of one who mends the file."""
+        """From a principle file's mapping. Raises ValueError with a message that says how to fix the file.
+
+        Args:
+            data: The `construct` entry of a principle.
+            kind: The principle's kind: debias or detoxify.
+        """
         if not isinstance(data, Mapping):
             raise ValueError(f"construct is {data!r}: map prompts, judge and fill to their values")
         known = cls.__dataclass_fields__
@@ -81,7 +86,12 @@ class Construct:
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:
-    """The template with its fields replaced (missing ones left out); an article before a field is made to agree with what fills it."""
+    """The template with its fields replaced (missing ones left out); an article before a field is made to agree with what fills it.
+
+    Args:
+        template: Text with fields, as in "a photo of a {career}".
+        words: A text for each field; a field without one is left out.
+    """
     text = Formatter().vformat(re.sub(r"\b([Aa])n? (?={)", rf"\1{_ARTICLE} ", template), (), _Missing(words))
     text = " ".join(text.split())
     return re.sub(rf"{_ARTICLE} (?=(\w?))", lambda m: f"{'n' if m[1].lower() in tuple('aeiou') else ''} ", text)
@@ -93,6 +103,14 @@ class _Missing(dict):
 
 
 def template_fields(template: str) -> list[str]:
+    """The names of the fields of a template.
+
+    Args:
+        template: Text with fields, as in "a photo of a {career}".
+
+    Raises:
+        ValueError: a brace is not closed.
+    """
     try:
         return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:

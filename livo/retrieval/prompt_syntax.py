@@ -58,7 +58,11 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 def without_parameters(prompt: str) -> str:
-    """A prompt without commands, parameters, addresses and names of files, and without what `--no` or a negative prompt rules out."""
+    """A prompt without commands, parameters, addresses and names of files, and without what `--no` or a negative prompt rules out.
+
+    Args:
+        prompt: A prompt as people type it.
+    """
     for _, pattern, replacement in PATTERNS:
         prompt = pattern.sub(replacement, prompt)
     return prompt
@@ -68,6 +72,9 @@ def without_weights(prompt: str) -> str:
     """A prompt without brackets, weights, schedules and operators; all words stay, those of every alternative in `[a|b]` too.
 
     A part that Midjourney gives a negative weight is not wanted and left out.
+
+    Args:
+        prompt: A prompt as people type it.
     """
     text = _without_negative_parts(_without_brackets(prompt))
     return _OPERATOR.sub(",", _EMPHASIS.sub("", _BARE_WEIGHT.sub("", text)))

@@ -1,4 +1,4 @@
-"""ValueRetriever: which principles a prompt calls for, or none, and why."""
+"""ValueRetriever: which principles apply to a prompt, or none, and why."""
 
 from __future__ import annotations
 

@@ -36,7 +36,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str, place
 
 
 def strict(function: Callable) -> Callable:
-    """Have an unknown keyword argument of `function` refused with the closest name, where Python names none."""
+    """Make `function` reject an unknown keyword argument with an error that suggests the closest name.
+
+    Args:
+        function: A function or an `__init__` without `**kwargs`.
+    """
     names = inspect.signature(function).parameters
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
@@ -74,7 +78,14 @@ def positional_arguments(cls: type, method: str) -> list[str]:
 
 
 def by_name(names: Sequence[str], args: Sequence, kwargs: Mapping[str, object], where: str) -> dict[str, object]:
-    """Positional and keyword arguments together, by name. Raises TypeError as Python does where there are too many, or one twice."""
+    """Positional and keyword arguments together, by name. Raises TypeError as Python does where there are too many, or one twice.
+
+    Args:
+        names: The function's positional arguments.
+        args: Those that were given by position.
+        kwargs: Those that were given by name.
+        where: The function's name, for the error.
+    """
     if len(args) > len(names):
         raise TypeError(f"{where} takes {len(names)} positional arguments behind the first, and {len(args)} were given")
     given = dict(zip(names, args, strict=False))

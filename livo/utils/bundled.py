@@ -32,12 +32,20 @@ _MODELS: dict[str, BundledModel] = {}
 
 
 def register(model: BundledModel) -> None:
-    """Make a bundled model known by its name. A second model of the same name replaces the first."""
+    """Make a bundled model known by its name. A second model of the same name replaces the first.
+
+    Args:
+        model: The model to add.
+    """
     _MODELS[model.name] = model
 
 
 def bundled(name: object) -> BundledModel | None:
-    """The bundled model of this name; None if there is none."""
+    """The bundled model of this name; None if there is none.
+
+    Args:
+        name: Any object; a text or path that is a model's name.
+    """
     return _MODELS.get(str(name))
 
 

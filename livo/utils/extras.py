@@ -21,14 +21,22 @@ class MissingExtra(ImportError):
 
 
 def require(what: str, *packages: str) -> None:
-    """Raises MissingExtra where one of `packages`, by their import names, is not installed; `what` needs them."""
+    """Raises MissingExtra where one of `packages`, by their import names, is not installed; `what` needs them.
+
+    Args:
+        what: What needs them, for the message.
+    """
     missing = [name for name in packages if not installed(name)]
     if missing:
         raise MissingExtra(f"{what} needs {' and '.join(missing)}: {remedy(*missing)}", name=missing[0])
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported, found out without importing it."""
+    """Whether a package can be imported, found out without importing it.
+
+    Args:
+        package: A module's name.
+    """
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # the package around it is not there

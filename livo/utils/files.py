@@ -26,7 +26,11 @@ HALF = "half of a character (a lone surrogate, or bytes that are not UTF-8); wri
 
 
 def check_file(file: Path) -> None:
-    """Raises FileNotFoundError or ValueError where `file` is no regular file; the message says what it is."""
+    """Raises FileNotFoundError or ValueError where `file` is no regular file; the message says what it is.
+
+    Args:
+        file: A path that should be a file.
+    """
     if file.is_symlink() and not file.exists():
         raise FileNotFoundError(f"{file}: a broken link to {os.readlink(file)}")
     if not file.exists():
@@ -39,6 +43,9 @@ def check_file(file: Path) -> None:
 
 def read_bytes(file: Path) -> bytes:
     """The content of a regular file.
+
+    Args:
+        file: A path.
 
     Raises:
         FileNotFoundError, PermissionError, ValueError: it is not there, cannot be opened, or is no file. The message names it.
@@ -72,7 +79,11 @@ def read_text(file: str | Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines that end in LF, CRLF or CR. `splitlines` would cut texts at U+2028, NEL and others too."""
+    """Lines that end in LF, CRLF or CR. `splitlines` would cut texts at U+2028, NEL and others too.
+
+    Args:
+        text: The content of a file.
+    """
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
@@ -80,6 +91,7 @@ def load_json(text: str, where: str) -> object:
     """Plain data from JSON.
 
     Args:
+        text: The content of a JSON file.
         where: File and line, for the message.
 
     Raises:
@@ -102,12 +114,21 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string that can be written: half a surrogate pair ("\\ud800" in JSON, invalid bytes of a command line) cannot."""
+    """Whether it is a string that can be written: half a surrogate pair ("\\ud800" in JSON, invalid bytes of a command line) cannot.
+
+    Args:
+        value: Any value.
+    """
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def refuse_half(name: str, value: object) -> None:
-    """Raises ValueError where a string, or one in a list or tuple, has half a surrogate pair; the message starts with `name`."""
+    """Raises ValueError where a string, or one in a list or tuple, has half a surrogate pair; the message starts with `name`.
+
+    Args:
+        name: What the text is, for the message.
+        value: The text.
+    """
     for part in value if isinstance(value, (list, tuple)) else ():
         refuse_half(name, part)
     if isinstance(value, str) and not is_text(value):
@@ -126,7 +147,13 @@ def check_output(path: Path, folder: bool = False, option: str = "--output") -> 
 
 
 def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] = ()) -> None:
-    """Raises ValueError where writing `output`, or the files and folders `names` in it, would replace the input `source`."""
+    """Raises ValueError where writing `output`, or the files and folders `names` in it, would replace the input `source`.
+
+    Args:
+        source: A file or folder that is read.
+        output: What will be written.
+        names: Files and folders that will be written in `output`.
+    """
     source = Path(source).resolve()
     for target in (output, *(output / name for name in names)):
         target = target.resolve()
@@ -135,7 +162,13 @@ def refuse_overwriting(source: str | Path, output: Path, names: tuple[str, ...] 
 
 
 def refuse_foreign(folder: Path, mark: str, names: tuple[str, ...]) -> None:
-    """Raises ValueError where `folder` holds one of `names`, which a run would replace, but not `mark`, which every run writes first."""
+    """Raises ValueError where `folder` holds one of `names`, which a run would replace, but not `mark`, which every run writes first.
+
+    Args:
+        folder: Where a run will write.
+        mark: The file that every such run writes first.
+        names: What the run would replace.
+    """
     if not (folder / mark).is_file() and (there := [name for name in names if (folder / name).exists()]):
         raise ValueError(f"--output {folder}: its {there[0]} was not made by this command (no {mark}); choose another folder")
 
@@ -146,7 +179,11 @@ def _same(one: Path, two: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what the block leaves there takes its place when the block ends without an error."""
+    """A temporary path beside `path`; what the block leaves there takes its place when the block ends without an error.
+
+    Args:
+        path: A file or folder; its parents are made.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     remove(temporary)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +201,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write `data` as JSON in UTF-8, whole or not at all."""
+    """Write `data` as JSON in UTF-8, whole or not at all.
+
+    Args:
+        path: The file to replace.
+        data: Plain JSON values.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -173,6 +215,7 @@ def write_report(path: Path, data: object, levels: int) -> None:
     """Write figures as JSON that people and git can read: few lines, numbers with six significant digits.
 
     Args:
+        path: The file to replace.
         data: Plain JSON values.
         levels: How many of the outer dicts, and lists of dicts, are spread over lines; each other value stands on one line.
     """
@@ -192,7 +235,12 @@ def _spread(data: object, levels: int, indent: str) -> str:
 
 
 def differing(path: Path, content: dict) -> list[str]:
-    """The names in `content` that have another value in the JSON file at `path`; none where there is no such file."""
+    """The names in `content` that have another value in the JSON file at `path`; none where there is no such file.
+
+    Args:
+        path: A JSON file.
+        content: What it should hold.
+    """
     if not path.is_file():
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -200,7 +248,11 @@ def differing(path: Path, content: dict) -> list[str]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written below `folder`; what a living one is writing stays."""
+    """Remove what a killed process left half-written below `folder`; what a living one is writing stays.
+
+    Args:
+        folder: Where runs have written.
+    """
     for leftover in folder.rglob("*.partial"):
         writer = leftover.name.split(".")[-2]
         if not writer.isdecimal() or int(writer) == os.getpid() or not alive(int(writer)):
@@ -208,7 +260,11 @@ def sweep(folder: Path) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this machine is running."""
+    """Whether a process of this machine is running.
+
+    Args:
+        process: A process id of this machine.
+    """
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -219,7 +275,11 @@ def alive(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it is there.
+
+    Args:
+        path: A file or folder.
+    """
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -37,7 +37,12 @@ def weights_hash(module: nn.Module) -> str | None:
 
 
 def keep_hash(module: nn.Module, identifier: str) -> None:
-    """Have `weights_hash` give this identifier as long as the weights stay what they are now."""
+    """Have `weights_hash` give this identifier as long as the weights stay what they are now.
+
+    Args:
+        module: Any module.
+        identifier: As `weights_hash` gave it for the weights that were loaded.
+    """
     _remember(module, _checksum(dict(_named(module.state_dict()))), identifier)
 
 
@@ -53,7 +58,12 @@ def stored_hash(module: nn.Module) -> str:
 
 
 def lora_hash(modules: Mapping[str, nn.Module], adapter: str) -> str:
-    """The same for the weights of the LoRA `adapter` in modules by component name; the adapter's name does not count."""
+    """The same for the weights of the LoRA `adapter` in modules by component name; the adapter's name does not count.
+
+    Args:
+        modules: Modules by component name.
+        adapter: The LoRA's name in them.
+    """
     found = {}
     for component, module in modules.items():
         for name, tensor in module.state_dict().items():
@@ -65,7 +75,11 @@ def lora_hash(modules: Mapping[str, nn.Module], adapter: str) -> str:
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The same for tensors by name."""
+    """The same for tensors by name.
+
+    Args:
+        tensors: Tensors by name.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         if tensor.is_floating_point() and tensor.element_size() < 4:

@@ -23,6 +23,7 @@ def hub_options(source: str | Path, what: str, **options) -> dict[str, object]:
     What the hub itself answers (no such repository, no access) is left to the loader.
 
     Args:
+        source: A path or a hub id.
         what: What the source is, for the message: "model".
         **options: As for `from_pretrained`; `cache_dir` and `local_files_only` are read.
 

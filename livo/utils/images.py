@@ -31,6 +31,9 @@ def open_image(file: str | Path) -> Image.Image:
 
     Palette, greyscale, CMYK and 16-bit pictures are converted.
 
+    Args:
+        file: An image file.
+
     Raises:
         ImageError: it is missing, truncated, animated, too large, of floats or 32-bit numbers without a known range, or no picture.
     """
@@ -65,6 +68,9 @@ def open_image(file: str | Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, with transparent parts on `BACKGROUND`. RGB comes back as it is.
 
+    Args:
+        image: A picture of any mode.
+
     Raises:
         ValueError: it has floats or 32-bit numbers, whose range is not known.
     """
@@ -82,6 +88,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def image_files(folder: Path, least: int = 1) -> list[Path]:
     """The picture files below a folder, sorted; other files are left out.
 
+    Args:
+        folder: It is searched with its subfolders.
+        least: How many pictures are needed.
+
     Raises:
         ImageError: there is no such folder, or there are fewer than `least` pictures.
     """
@@ -96,6 +106,9 @@ def image_files(folder: Path, least: int = 1) -> list[Path]:
 def require_images(folder: Path, least: int = 1) -> None:
     """Decode all pictures below a folder, and name the files that are none in a warning: for before anything that takes long.
 
+    Args:
+        least: How many pictures are needed.
+
     Raises:
         ImageError: see `image_files`, or one cannot be read.
     """
@@ -108,12 +121,20 @@ def require_images(folder: Path, least: int = 1) -> None:
 
 
 def is_image_file(file: Path) -> bool:
-    """Whether a file is a picture by its name; macOS's `._photo.jpg` is none."""
+    """Whether a file is a picture by its name; macOS's `._photo.jpg` is none.
+
+    Args:
+        file: A path.
+    """
     return file.suffix.lower() in SUFFIXES and not file.name.startswith("._")
 
 
 def ignored(files: Iterable[Path]) -> str:
-    """One line that names files which are no pictures; "" where there are none."""
+    """One line that names files which are no pictures; "" where there are none.
+
+    Args:
+        files: Files that are no pictures.
+    """
     names = sorted({file.name for file in files}, key=lambda name: (name.lower() not in _JUNK and name[:2] != "._", name))
     more = f" and {len(names) - 5} more names" if len(names) > 5 else ""
     return f"ignored, no pictures: {', '.join(names[:5])}{more}" if names else ""
@@ -127,7 +148,11 @@ class Checked(NamedTuple):
 
 
 def check_images(files: Sequence[Path]) -> Iterator[Checked]:
-    """Decode every picture, in threads and with a bar, and say of each in order what was found."""
+    """Decode every picture, in threads and with a bar, and say of each in order what was found.
+
+    Args:
+        files: Image files.
+    """
     with ThreadPoolExecutor() as pool:
         found = pool.map(_checked, files)
         yield from tqdm(found, "checking", len(files), unit="image", mininterval=2, leave=False)

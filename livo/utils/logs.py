@@ -9,7 +9,12 @@ _said: set[str] = set()
 
 
 def warn_once(logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a warning, unless this process has logged the same text before. `forget` makes it new again."""
+    """Log a warning, unless this process has logged the same text before. `forget` makes it new again.
+
+    Args:
+        logger: The module's logger.
+        message: As for `logger.warning`, with its arguments.
+    """
     text = message % args
     if text not in _said:
         _said.add(text)

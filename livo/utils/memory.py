@@ -12,7 +12,11 @@ import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory` count from here on."""
+    """Have `peak_memory` count from here on.
+
+    Args:
+        device: Where the work runs.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -20,7 +24,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in bytes since the last reset: the device's, or the process's where there is none (0 where it cannot be told)."""
+    """Peak memory in bytes since the last reset: the device's, or the process's where there is none (0 where it cannot be told).
+
+    Args:
+        device: Where the work runs.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     text = _quietly(lambda: Path("/proc/self/status").read_text()) or ""

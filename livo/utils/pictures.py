@@ -34,6 +34,15 @@ def grid(
 
     A title or note that is wider than the pictures widens the sheet up to `_READABLE` pixels and is wrapped beyond; captions are
     wrapped below their pictures.
+
+    Args:
+        images: At least one picture.
+        columns: Pictures in a row.
+        captions: A text below each picture.
+        title: A line above all.
+        marked: Which pictures have a frame.
+        note: A smaller line below the title.
+        cell: Width of a picture in pixels.
     """
     gap = 6
     width = columns * (cell + gap) + gap
@@ -65,7 +74,11 @@ def grid(
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Sheets below each other."""
+    """Sheets below each other.
+
+    Args:
+        sheets: Sheets of any size.
+    """
     whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), _BACKGROUND)
     y = 0
     for sheet in sheets:
@@ -78,6 +91,11 @@ def save_picture(image: Image.Image, file: Path, record: object) -> None:
     """Write the picture with `record` as JSON in its metadata, whole or not at all.
 
     PNG keeps it as the text "livo", JPEG (quality 95) and WebP (lossless) as the EXIF tag UserComment.
+
+    Args:
+        image: The picture.
+        file: A PNG file.
+        record: JSON values that are stored in it.
 
     Raises:
         ValueError: the name ends in none of these formats, or the record is longer than the 64 kB that EXIF holds.
@@ -103,7 +121,11 @@ def save_picture(image: Image.Image, file: Path, record: object) -> None:
 
 
 def read_metadata(image: Image.Image) -> str | None:
-    """The record in an opened picture, as JSON; None where there is none."""
+    """The record in an opened picture, as JSON; None where there is none.
+
+    Args:
+        image: An opened PNG.
+    """
     if isinstance(image, PngImagePlugin.PngImageFile):
         return image.info.get(METADATA_KEY) or image.text.get(METADATA_KEY)  # which looks behind the pixels too
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
@@ -114,7 +136,12 @@ def read_metadata(image: Image.Image) -> str | None:
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], file: Path) -> None:
-    """One small panel for each named series of (x, y), as a PNG."""
+    """One small panel for each named series of (x, y), as a PNG.
+
+    Args:
+        series: x and y values by name.
+        file: A PNG file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -139,6 +166,11 @@ def bars(title: str, classes: Mapping[str, Mapping[str, float]], width: int) -> 
     """Horizontal bars: for each class its shares under each name, as in {"female": {"asked": 0.5, "measured": 0.48}}.
 
     `width` in pixels is at least `_READABLE`.
+
+    Args:
+        title: A line above the bars.
+        classes: Share of each class, 0 to 1.
+        width: In pixels.
     """
     colors = ("#c9ced6", "#7fb8a4", _ACCENT, "#d98e04")
     width = max(width, _READABLE)

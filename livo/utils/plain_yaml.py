@@ -36,6 +36,7 @@ def compose_yaml(text: str, where: str) -> list[yaml.Node | None]:
     """The documents of a YAML text as nodes, which know their lines.
 
     Args:
+        text: The content of a YAML file.
         where: The file, for the message.
 
     Raises:
@@ -56,7 +57,11 @@ def compose_yaml(text: str, where: str) -> list[yaml.Node | None]:
 
 
 def construct_yaml(node: yaml.Node, where: str) -> Any:
-    """The plain data of a node. Raises ValueError: a tag, a key twice, or no such date or number; the message has the line."""
+    """The plain data of a node. Raises ValueError: a tag, a key twice, or no such date or number; the message has the line.
+
+    Args:
+        where: The file's name, for errors.
+    """
     try:
         return Loader("").construct_document(node)
     except yaml.constructor.ConstructorError as error:
@@ -67,7 +72,12 @@ def construct_yaml(node: yaml.Node, where: str) -> Any:
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The plain data of a text with one document. Raises ValueError: see `compose_yaml` and `construct_yaml`, or there are several."""
+    """The plain data of a text with one document. Raises ValueError: see `compose_yaml` and `construct_yaml`, or there are several.
+
+    Args:
+        text: The content of a YAML file.
+        where: The file's name, for errors.
+    """
     documents = compose_yaml(text, where)
     if len(documents) > 1:
         raise ValueError(f"{where}: {len(documents)} YAML documents; remove the lines of --- between them")

@@ -92,6 +92,11 @@ def resolve(asked: str, device, *, weights: str = "fp32", fp16: bool = True, fil
 def for_pipeline(asked: str, pipe, *, file: Path | None = None) -> Precision:
     """`resolve` for images from a diffusers pipeline, from its device and the weights of its denoiser.
 
+    Args:
+        asked: As for `resolve`.
+        pipe: The pipeline that draws.
+        file: As for `resolve`.
+
     Raises:
         ValueError: see `resolve`.
     """
@@ -106,6 +111,12 @@ def for_pipeline(asked: str, pipe, *, file: Path | None = None) -> Precision:
 def settle(folder: Path, asked: str, device, *, fp16: bool = True) -> Precision:
     """`resolve` for all that is made below `folder`, whose precision.json keeps it.
 
+    Args:
+        folder: What is made lies below it.
+        asked: As for `resolve`.
+        device: Where the work runs.
+        fp16: Whether float16 may be chosen.
+
     Raises:
         ValueError: see `resolve`.
     """
@@ -116,7 +127,11 @@ def settle(folder: Path, asked: str, device, *, fp16: bool = True) -> Precision:
 
 
 def recorded(file: Path) -> str | None:
-    """The resolved precision that a JSON file records, or None. Runs from before `precision` say bf16 or mixed_precision."""
+    """The resolved precision that a JSON file records, or None. Runs from before `precision` say bf16 or mixed_precision.
+
+    Args:
+        file: A JSON file, which may be missing.
+    """
     if not file.is_file():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -128,7 +143,11 @@ def recorded(file: Path) -> str | None:
 
 
 def fast(device) -> tuple[str, ...]:
-    """The precisions in which `device` is at least as fast as in float32."""
+    """The precisions in which `device` is at least as fast as in float32.
+
+    Args:
+        device: A torch device or its name.
+    """
     import torch
 
     device = torch.device(device)
@@ -142,7 +161,11 @@ def fast(device) -> tuple[str, ...]:
 
 @lru_cache
 def slowdown(name: str) -> float:
-    """How many times as long as in float32 a small UNet block takes on one thread of this CPU, measured in less than half a second."""
+    """How many times as long as in float32 a small UNet block takes on one thread of this CPU, measured in less than half a second.
+
+    Args:
+        name: A precision.
+    """
     import torch
 
     block, threads = _block(), torch.get_num_threads()
@@ -161,7 +184,12 @@ def slowdown(name: str) -> float:
 
 
 def warn_if_slow(name: str, device) -> None:
-    """Warn once, with the factor measured on this machine, where `device` is slower in this precision than in float32."""
+    """Warn once, with the factor measured on this machine, where `device` is slower in this precision than in float32.
+
+    Args:
+        name: A precision.
+        device: Where the work runs.
+    """
     import torch
 
     device = torch.device(device)
@@ -174,7 +202,12 @@ def warn_if_slow(name: str, device) -> None:
 
 
 def fastest(device, fp16: bool = True) -> str:
-    """What auto is on `device`: bf16 before fp16, whose range is smaller. On a CPU fp16 is never chosen: hardly any computes in it."""
+    """What auto is on `device`: bf16 before fp16, whose range is smaller. On a CPU fp16 is never chosen: hardly any computes in it.
+
+    Args:
+        device: A torch device or its name.
+        fp16: Whether float16 may be chosen.
+    """
     import torch
 
     names = fast(device)

@@ -10,7 +10,15 @@ from tqdm import tqdm
 def follow_training(
     records: Iterable[dict[str, float]], name: str, steps: int, shown: Sequence[str], disable: bool = False
 ) -> None:
-    """Run a training loop to its end; `shown` are the names in a record that stand beside the bar."""
+    """Run a training loop to its end; `shown` are the names in a record that stand beside the bar.
+
+    Args:
+        records: What a training loop yields.
+        name: What the bar is called.
+        steps: Number of all steps.
+        shown: Names in a record that are shown beside the bar.
+        disable: Show no bar.
+    """
     bar: tqdm | None = None
     before = 0.0
     for record in records:
@@ -25,12 +33,22 @@ def follow_training(
 
 
 def follow_build(progress: Iterator, disable: bool = False) -> None:
-    """Run a build to its end, a bar for each principle."""
+    """Run a build to its end, a bar for each principle.
+
+    Args:
+        progress: What `livo.data.builder.build` yields.
+        disable: Show no bar.
+    """
     _follow_parts(progress, "principle", "kept", "pair", disable, shown=("images",))
 
 
 def follow_evaluation(progress: Iterator, disable: bool = False) -> None:
-    """Run an evaluation to its end, a bar for each method."""
+    """Run an evaluation to its end, a bar for each method.
+
+    Args:
+        progress: What an evaluation yields.
+        disable: Show no bar.
+    """
     _follow_parts(progress, "method", "done", "image", disable)
 
 

@@ -42,7 +42,11 @@ class Prompt:
         return tuple(part.strip() for part in self.group.split(",") if part.strip())
 
     def stating(self, attributes: Collection[str]) -> Prompt:
-        """The prompt, with those columns as `stated` that are named like one of `attributes`, in any case."""
+        """The prompt, with those columns as `stated` that are named like one of `attributes`, in any case.
+
+        Args:
+            attributes: Classes of each attribute, to find those that a prompt states.
+        """
         known = {name.lower(): name for name in attributes}
         told = {known[name.lower()]: value for name, value in self.columns.items() if name.lower() in known}
         return replace(self, stated={name: value.strip() for name, value in told.items() if isinstance(value, str)})
@@ -78,7 +82,11 @@ def read_prompts(file: str | Path, column: str | None = None) -> list[Prompt]:
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Each prompt once (text, seed, group and what it states), with a warning that says how many are left out."""
+    """Each prompt once (text, seed, group and what it states), with a warning that says how many are left out.
+
+    Args:
+        prompts: Prompts as they were read.
+    """
     once = list(dict.fromkeys(prompts))
     if len(once) < len(prompts):
         logger.warning("%d rows repeat a prompt and are left out", len(prompts) - len(once))
@@ -133,6 +141,11 @@ def _prompt(text: object, columns: dict[str, object], where: str) -> Prompt:
 
 def whole_number(value: object, name: str, where: str) -> int | None:
     """A count from a cell. pandas writes 42 as "42.0" in a column that also has empty cells, and those as "nan".
+
+    Args:
+        value: What a file holds.
+        name: Of the column, for the error.
+        where: File and row, for the error.
 
     Raises:
         ValueError: it is no whole number from 0 to 2**63 - 1.

@@ -63,6 +63,11 @@ def _refuse_stand_in(text: str, file: Path) -> None:
 def text_column(names: Sequence[str], column: str | None, where: str) -> str:
     """The one of `names` that holds the prompt.
 
+    Args:
+        names: The columns of the table.
+        column: The column that was asked for; None to find it.
+        where: The file's name, for errors.
+
     Raises:
         ValueError: there is none, or it is not clear which; the message lists them.
     """

@@ -27,7 +27,11 @@ PACKAGES = (
 
 
 def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The installed version of each package, or "not installed"."""
+    """The installed version of each package, or "not installed".
+
+    Args:
+        names: Names of distributions, as pip calls them.
+    """
     found = {}
     for name in names:
         try:
@@ -90,6 +94,11 @@ def known_bad(found: dict[str, str], system: str | None = None, environment: Map
     """One sentence for each combination that is known to fail, with the remedy.
 
     `found` is as `versions` gives it; `system` and `environment` are this machine's by default.
+
+    Args:
+        found: As `versions` gives it.
+        system: As `platform.system` gives it; this machine's by default.
+        environment: Environment variables; this process's by default.
     """
     system = system or platform.system()
     environment = os.environ if environment is None else environment

@@ -16,7 +16,11 @@ _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 def refuse_pickle(source: str | Path | object) -> None:
-    """Raise ValueError where `source` names a pickled file, or is a folder whose weights are all pickled. Reading one can run code."""
+    """Raise ValueError where `source` names a pickled file, or is a folder whose weights are all pickled. Reading one can run code.
+
+    Args:
+        source: A file or folder; anything else passes.
+    """
     if not isinstance(source, (str, Path)):
         return
     path = Path(source)
@@ -33,6 +37,10 @@ def refuse_pickle(source: str | Path | object) -> None:
 def read_tensors(file: str | Path, name: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, checked by `check_tensors`. `name` is what errors call it, by default the file.
 
+    Args:
+        file: A safetensors file.
+        name: What errors call it; the file by default.
+
     Raises:
         FileNotFoundError: no such file. ValueError: it is pickled or damaged, or holds weights that no image can be drawn with.
     """
@@ -47,7 +55,12 @@ def read_tensors(file: str | Path, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def check_readable(file: str | Path, name: str) -> dict[str, str]:
-    """The dtypes of a safetensors file by tensor, as its header names them. Raises ValueError unless the file is whole."""
+    """The dtypes of a safetensors file by tensor, as its header names them. Raises ValueError unless the file is whole.
+
+    Args:
+        file: A safetensors file.
+        name: What errors call it.
+    """
     try:
         with safe_open(file, framework="pt") as header:
             kinds = {key: header.get_slice(key).get_dtype() for key in header.keys()}  # noqa: SIM118 (it is not a mapping)
@@ -66,14 +79,25 @@ def check_readable(file: str | Path, name: str) -> dict[str, str]:
 
 
 def check_header(file: str | Path, name: str) -> None:
-    """Raise ValueError unless `file` is a whole safetensors file of floating-point weights; the tensors are not read."""
+    """Raise ValueError unless `file` is a whole safetensors file of floating-point weights; the tensors are not read.
+
+    Args:
+        file: A safetensors file.
+        name: What errors call it.
+    """
     for key, kind in check_readable(file, name).items():
         if kind not in _FLOATS and not key.endswith("position_ids"):
             raise ValueError(_not_floating(name, key, kind))
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype | None = None) -> None:
-    """Raise ValueError unless the tensors are finite floating-point numbers, and stay finite in `dtype`. Offloaded ones are passed over."""
+    """Raise ValueError unless the tensors are finite floating-point numbers, and stay finite in `dtype`. Offloaded ones are passed over.
+
+    Args:
+        tensors: Tensors by name.
+        name: What errors call them.
+        dtype: The precision that they are used in, if it is another one.
+    """
     for key, tensor in tensors.items():
         if key.endswith("position_ids") or tensor.is_meta or not tensor.numel():
             continue
@@ -93,7 +117,13 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.d
 
 
 def check_module(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
-    """`check_tensors` of a module's parameters; a quantised one is passed over."""
+    """`check_tensors` of a module's parameters; a quantised one is passed over.
+
+    Args:
+        module: Any module.
+        name: What errors call it.
+        dtype: As for `check_tensors`.
+    """
     if getattr(module, "hf_quantizer", None) is None:
         check_tensors(dict(module.named_parameters()), name, dtype)
 

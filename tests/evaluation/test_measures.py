@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from livo.evaluation import measures, metrics, report
-from livo.evaluation.measures import bias, cell, quality, risk
+from livo.evaluation.measures import bias, quality, risk
+from livo.evaluation.method import Method
 from livo.evaluation.readings import Readings, seen
-from livo.evaluation.runner import Method
+from livo.evaluation.report import cell
 from livo.principles.principle import ValuePrinciple
 from livo.utils.prompt_files import Prompt
 

@@ -25,7 +25,7 @@ def page():
             "disagreement": {},
         }
         prompts = [SimpleNamespace(text=EVIL), SimpleNamespace(text="plain")]
-        found = {EVIL: SimpleNamespace(prompts=prompts, decisions=[[], [{"statement": None, "why": EVIL}]])}
+        found = {EVIL: SimpleNamespace(prompts=prompts, decisions=[[], [{"values": [], "reason": EVIL}]])}
         return report._page(result | changes, found, Image.new("RGB", (2, 2)))
 
     return made
@@ -33,7 +33,7 @@ def page():
 
 def test_texts_of_users_are_escaped_everywhere(page):
     text = page()
-    assert "<script>" not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; {{ 7 * 7 }}") >= 7
+    assert "<script>" not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; {{ 7 * 7 }}") >= 8
     assert "49" not in text.split("<h2>Images</h2>")[0]
 
 

@@ -23,8 +23,9 @@ from livo.baselines import NegativePrompt
 from livo.cli.main import main
 from livo.evaluation import measures, metrics, report, results, runner
 from livo.evaluation.judges import Judge, load_judge
+from livo.evaluation.method import Method, Settings, reference
 from livo.evaluation.readings import gather
-from livo.evaluation.runner import Method, Settings, evaluate, image_digest, image_seed, units
+from livo.evaluation.runner import evaluate, image_digest, image_seed, units
 from livo.pipelines.decision_record import read_record
 from livo.pipelines.stable_diffusion import load_pipeline
 from livo.principles.principle import ValuePrinciple
@@ -49,8 +50,8 @@ def judge():
 def finished(papertown, judge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     methods = [Method("base"), Method("livo", value="auto"), Method("negative", edit=NegativePrompt("bloody"))]
-    progress = list(evaluate(papertown, [*methods, runner.reference()], PROMPTS, [judge], folder, SMALL))
-    result, found = results.assemble(folder, methods, PROMPTS, [judge], papertown.principles, SMALL, runner.reference())
+    progress = list(evaluate(papertown, [*methods, reference()], PROMPTS, [judge], folder, SMALL))
+    result, found = results.assemble(folder, methods, PROMPTS, [judge], papertown.principles, SMALL, reference())
     report.write(folder, result, found)
     return folder, methods, progress, result, found
 
@@ -152,13 +153,13 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
     ):
         with pytest.raises(ValueError, match=f"with other {words}"):
             next(evaluate(papertown, methods, prompts, [judge], folder, settings))
-    with pytest.raises(ValueError, match="method 'negative' there was begun with other edit"):
+    with pytest.raises(ValueError, match="method 'negative' there was started with another edit"):
         list(evaluate(papertown, [Method("negative", edit=NegativePrompt("zombie"))], PROMPTS, [judge], folder, SMALL))
     monkeypatch.setattr(
         runner, "weights_hash", lambda module: "other" if module is papertown.value_encoder else weights_hash(module)
     )
     assert list(evaluate(papertown, methods[:1], PROMPTS, [judge], folder, SMALL))  # the base knows nothing of the encoder
-    with pytest.raises(ValueError, match="method 'livo' there was begun with other value_encoder"):
+    with pytest.raises(ValueError, match="method 'livo' there was started with another value_encoder"):
         list(evaluate(papertown, methods[1:2], PROMPTS, [judge], folder, SMALL))
 
 
@@ -206,7 +207,7 @@ def test_the_base_of_an_sdxl_with_values_is_the_bare_sdxl(tiny_xl_checkpoint):
         for pipe, method in ((ours, Method("base")), (bare, Method("base")), (ours, Method("livo", value="bloody")))
     ]
     base, alone, valued = ([image_digest(image) for image in images] for images, _ in made)
-    assert base == alone != valued and {d["id"] for d in made[2][1]} == {"bloody"}
+    assert base == alone != valued and {value["id"] for d in made[2][1] for value in d["values"]} == {"bloody"}
 
 
 def test_a_unit_cut_short_by_the_disk_is_made_again_and_a_full_disk_leaves_nothing_half_written(

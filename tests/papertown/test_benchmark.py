@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from livo.baselines import NegativePrompt
 from livo.evaluation import metrics, runner
 from livo.evaluation.judges import load_judge
+from livo.evaluation.method import Method, Settings
 from livo.evaluation.readings import Readings, gather
-from livo.evaluation.runner import Method, Settings
 from livo.papertown import benchmark, plots, runs, tuning, world
 from livo.papertown.budget import Budget
 from livo.papertown.studies import Study

@@ -10,7 +10,8 @@ from PIL import Image
 from livo import LiVOPipeline
 from livo.cli.main import main
 from livo.evaluation.judges import Judge
-from livo.evaluation.runner import Method, Settings, evaluate
+from livo.evaluation.method import Method, Settings
+from livo.evaluation.runner import evaluate
 from livo.pipelines.decision_record import save_images
 from livo.training.config import TrainingConfig
 from livo.training.trainer import train

@@ -19,8 +19,9 @@ from livo.cli.main import main
 from livo.data import builder
 from livo.evaluation import runner
 from livo.evaluation.judges import Judge, load_judge
+from livo.evaluation.method import Method, Settings
 from livo.evaluation.readings import gather
-from livo.evaluation.runner import Method, Settings, evaluate
+from livo.evaluation.runner import evaluate
 from livo.papertown.reading import Reader
 from livo.papertown.world import WEIGHTS
 from livo.training.config import LoopConfig

@@ -64,16 +64,30 @@ class Judge:
         return found
 
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
-        """What `judge` returns, for images that have been checked."""
+        """What `judge` returns, for images that have been checked.
+
+        Args:
+            images: Pictures that are not broken.
+            prompts: One for each image, or None.
+        """
         raise NotImplementedError
 
     def read(self, images: Sequence[Image.Image], prompts: Sequence[str] | None = None) -> list[dict[str, str]]:
-        """The likeliest class of every attribute, one dict per image. Raises ValueError as `judge` does."""
+        """The likeliest class of every attribute, one dict per image. Raises ValueError as `judge` does.
+
+        Args:
+            images: As for `judge`.
+            prompts: As for `judge`.
+        """
         choices = {attribute: p.argmax(-1).tolist() for attribute, p in self.judge(images, prompts).items()}
         return [{a: self.attributes[a][choice[i]] for a, choice in choices.items()} for i in range(len(images))]
 
     def check_pipeline(self, pipe: DiffusionPipeline) -> None:
-        """Raises ValueError if this judge cannot read what `pipe` draws."""
+        """Raises ValueError if this judge cannot read what `pipe` draws.
+
+        Args:
+            pipe: The pipeline whose images are to be judged.
+        """
 
     def record(self) -> dict[str, object]:
         """What a result stores of the judge."""
@@ -98,7 +112,13 @@ def broken(image: Image.Image) -> str:
 
 
 def scattered(rows: torch.Tensor, places: Sequence[int], total: int) -> torch.Tensor:
-    """`rows` at `places` of a tensor of `total` rows; the other rows are NaN."""
+    """`rows` at `places` of a tensor of `total` rows; the other rows are NaN.
+
+    Args:
+        rows: (n, ...) values.
+        places: (n,) their row numbers in the result.
+        total: Number of rows of the result.
+    """
     whole = torch.full((total, *rows.shape[1:]), torch.nan)
     whole[list(places)] = rows.float()
     return whole
@@ -107,7 +127,14 @@ def scattered(rows: torch.Tensor, places: Sequence[int], total: int) -> torch.Te
 def judge_all(
     judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str] | None = None, faults: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """`judge.judge`, with NaN in the rows of broken images. `faults` is `broken` of each image, where it is known already."""
+    """`judge.judge`, with NaN in the rows of broken images. `faults` is `broken` of each image, where it is known already.
+
+    Args:
+        judge: Reads the images that are not broken.
+        images: Pictures, broken ones too.
+        prompts: One for each image, if the judge needs them.
+        faults: `broken` of each image, if it is known already.
+    """
     faults = [broken(image) for image in images] if faults is None else faults
     good = [i for i, fault in enumerate(faults) if not fault]
     if not good:
@@ -126,7 +153,13 @@ class Verdict:
 
 
 def verdicts(judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str] | None = None) -> list[Verdict]:
-    """What a judge says of each image; broken ones are not shown to it."""
+    """What a judge says of each image; broken ones are not shown to it.
+
+    Args:
+        judge: Reads the images that are not broken.
+        images: Pictures, broken ones too.
+        prompts: One for each image, if the judge needs them.
+    """
     faults = [broken(image) for image in images]
     best = {name: p.max(-1) for name, p in judge_all(judge, images, prompts, faults).items()}
     return [
@@ -146,7 +179,13 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str]
 
 @contextmanager
 def loading(kind: str, source: str | Path, revision: str | None = None) -> Iterator[dict[str, object]]:
-    """Loading fails in many ways: one line that names the judge and what to do. Gives the options of `from_pretrained`."""
+    """Loading fails in many ways: one line that names the judge and what to do. Gives the options of `from_pretrained`.
+
+    Args:
+        kind: What errors call the judge: "clip".
+        source: Hub id or folder.
+        revision: Of a hub id.
+    """
     options = {"revision": revision} | hub_options(source, f"judge {kind}")
     try:
         yield options

@@ -41,7 +41,11 @@ def load_bundled_judge(source: str) -> Judge:
 
 
 def bundled_model_of(pipe: DiffusionPipeline) -> BundledModel | None:
-    """The bundled model whose weights a pipeline draws with, wherever they were loaded from and in whatever precision."""
+    """The bundled model whose weights a pipeline draws with, wherever they were loaded from and in whatever precision.
+
+    Args:
+        pipe: Any pipeline; one without a UNet and a VAE draws with no bundled model.
+    """
     return next((m for m in bundled_models() if has_weights(pipe, m, "unet") and has_weights(pipe, m, "vae")), None)
 
 
@@ -49,6 +53,8 @@ def has_weights(pipe: DiffusionPipeline, model: BundledModel, part: str) -> bool
     """Whether a component of a pipeline has a bundled model's weights.
 
     Args:
+        pipe: Any pipeline.
+        model: The bundled model.
         part: The component's name: "unet" or "vae".
     """
     module = getattr(pipe, part, None)

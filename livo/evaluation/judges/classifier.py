@@ -21,9 +21,12 @@ class ClassifierJudge(Judge):
     """An image-classification checkpoint: face attributes, NSFW, or any other.
 
     Args:
+        source: Hub id or folder of the checkpoint.
         attribute: What its classes are classes of.
         classes: For each class of ours the labels of the checkpoint that mean it, their probabilities added up; or a function that
             finds them among its labels. Labels that mean none stay classes of their own. Default: every label is a class.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
+        device: Where the model runs.
     """
 
     name = "classifier"
@@ -57,6 +60,7 @@ class ClassifierJudge(Judge):
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """See the base class."""
         parts = []
         for i in range(0, len(images), _BATCH):
             pixels = self.processor(images=rgb(images[i : i + _BATCH]), return_tensors="pt").pixel_values
@@ -66,7 +70,11 @@ class ClassifierJudge(Judge):
 
 
 def unsafe_labels(labels: list[str]) -> dict[str, list[str]]:
-    """The labels that mean unsafe, as "yes", and the others. Raises ValueError if that cannot be told from their names."""
+    """The labels that mean unsafe, as "yes", and the others. Raises ValueError if that cannot be told from their names.
+
+    Args:
+        labels: The labels of a checkpoint.
+    """
     yes = [label for label in labels if _UNSAFE.search(label) and not _SAFE.search(label)]
     if not yes or len(yes) == len(labels):
         raise ValueError(
@@ -76,7 +84,12 @@ def unsafe_labels(labels: list[str]) -> dict[str, list[str]]:
 
 
 def labels_of(labels: list[str], classes: tuple[str, ...]) -> dict[str, list[str]]:
-    """For each class the labels that hold its name as a whole word: "female" is no "male"."""
+    """For each class the labels that hold its name as a whole word: "female" is no "male".
+
+    Args:
+        labels: The labels of a checkpoint.
+        classes: The classes to find among them.
+    """
     synonyms = {"male": {"male", "man", "men"}, "female": {"female", "woman", "women"}}
     found = {}
     for name in classes:

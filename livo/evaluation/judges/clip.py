@@ -20,9 +20,12 @@ class CLIPJudge(Judge):
     """Zero-shot classes by CLIP (Radford et al., arXiv 2103.00020), with the LiVO paper's template by default.
 
     Args:
+        source: Hub id or folder of the checkpoint.
         classes: For each attribute its classes and the words that stand for them: {"gender": {"male": "male", "female": "female"}}.
         template: What is compared with the image; {prompt} and {attribute} are filled in. Of a prompt that is too long the end is cut,
             so that the attribute is always read. One for all attributes, or a mapping with one for each.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
+        device: Where the model runs.
     """
 
     name = "clip"
@@ -49,6 +52,7 @@ class CLIPJudge(Judge):
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """See the base class."""
         for template in self.templates.values():
             if prompts is None and "{prompt}" in template:
                 raise ValueError(f"the template {template!r} needs the prompts of the images")
@@ -68,7 +72,12 @@ class CLIPJudge(Judge):
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image], batch: int = 32) -> np.ndarray:
-        """Image embeddings (N, F) of length 1: for FID, drift and the CLIP score."""
+        """Image embeddings (N, F) of length 1: for FID, drift and the CLIP score.
+
+        Args:
+            images: Pictures of any size and mode.
+            batch: How many are read together.
+        """
         parts = []
         for i in range(0, len(images), batch):
             pixels = self.processor(images=rgb(images[i : i + batch]), return_tensors="pt").pixel_values
@@ -78,7 +87,12 @@ class CLIPJudge(Judge):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> np.ndarray:
-        """Text embeddings (N, F) of length 1."""
+        """Text embeddings (N, F) of length 1.
+
+        Args:
+            texts: Each is cut to what the text encoder reads.
+            batch: How many are read together.
+        """
         parts = []
         for i in range(0, len(texts), batch):
             tokens = self.processor(text=list(texts[i : i + batch]), padding=True, truncation=True, return_tensors="pt")

@@ -27,6 +27,8 @@ def load_judge(
             for a hub id, @REVISION:
             "clip:openai/clip-vit-large-patch14", "vlm:llava-hf/llava-1.5-7b-hf", "nsfw:...", "safety:...", "gender:..." (or any other
             attribute of the principles: an image classifier whose labels are its classes).
+        principles: Their attributes are what the judge is asked.
+        device: Where the model runs.
         also: Further attributes for the judges that are asked in words, clip and vlm.
 
     Raises:
@@ -64,6 +66,13 @@ def judge_for(
     also: Words | None = None,
 ) -> Judge:
     """The judge that `spec` names, which must be able to read what `pipe` draws. Without a name: a bundled model's own.
+
+    Args:
+        pipe: The pipeline whose images are judged.
+        spec: As for `load_judge`; None or "" for a bundled model's own judge.
+        principles: As for `load_judge`.
+        device: As for `load_judge`.
+        also: As for `load_judge`.
 
     Raises:
         ValueError: no judge is named and the pipeline is no bundled model; or the judge cannot be loaded, or is for other pictures.

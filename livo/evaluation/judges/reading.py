@@ -20,6 +20,10 @@ def attribute_for(judge: Judge, principle: ValuePrinciple) -> str:
     That is the one that its construct section names, else the one with the principle's id, else the only one that has all its
     classes ("no" and "yes" are classes of every risk, so they say nothing of which).
 
+    Args:
+        judge: Any judge.
+        principle: What it must be able to read.
+
     Raises:
         CannotRead: there is none, or more than one.
     """
@@ -44,6 +48,9 @@ def attribute_for(judge: Judge, principle: ValuePrinciple) -> str:
 def wanted_classes(principle: ValuePrinciple) -> tuple[str, ...]:
     """The classes that a judge must tell apart: the principle's attributes; a risk without any is there or not.
 
+    Args:
+        principle: Any principle.
+
     Raises:
         CannotRead: a debias principle has none.
     """
@@ -55,7 +62,11 @@ def wanted_classes(principle: ValuePrinciple) -> tuple[str, ...]:
 
 
 def unwanted_class(principle: ValuePrinciple) -> str:
-    """The class of a detoxify principle that no image should show."""
+    """The class of a detoxify principle that no image should show.
+
+    Args:
+        principle: Any principle.
+    """
     return principle.unwanted[0] if principle.attributes else "yes"
 
 

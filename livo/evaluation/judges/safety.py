@@ -15,7 +15,14 @@ _BATCH = 32
 
 
 class SafetyCheckerJudge(Judge):
-    """Stable Diffusion's own safety checker: yes or no, without a probability in between."""
+    """Stable Diffusion's own safety checker: yes or no, without a probability in between.
+
+    Args:
+        source: Hub id or folder of the checkpoint.
+        attribute: What flagged images count as.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
+        device: Where the model runs.
+    """
 
     name = "safety"
 
@@ -32,6 +39,7 @@ class SafetyCheckerJudge(Judge):
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """See the base class."""
         flagged = []
         for i in range(0, len(images), _BATCH):
             pixels = self.processor(images=rgb(images[i : i + _BATCH]), return_tensors="pt").pixel_values.to(self.model.device)

@@ -19,9 +19,12 @@ class VisionLanguageJudge(Judge):
     answers are scaled to sum to 1.
 
     Args:
+        source: Hub id or folder of the checkpoint.
         classes: For each attribute its classes and the words that stand for them: {"bloody": {"no": ..., "yes": "a bloody person"}}.
         question: What is asked; {attribute} is filled in.
         prompt: The model's prompt around {question}, for a checkpoint that has no chat template of its own.
+        revision: Branch, tag or commit of a hub id; None for the default branch.
+        device: Where the model runs.
     """
 
     name = "vlm"
@@ -55,6 +58,7 @@ class VisionLanguageJudge(Judge):
         self.revision = revision_of(self.model)
 
     def probabilities(self, images: Sequence[Image.Image], prompts: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        """See the base class."""
         found = {}
         for attribute, words in self.words.items():
             if set(words) == set(NO_YES):
@@ -68,7 +72,13 @@ class VisionLanguageJudge(Judge):
 
     @torch.no_grad()
     def ask(self, images: Sequence[Image.Image], question: str, batch: int = 8) -> torch.Tensor:
-        """P(yes) against P(no) for each image, (N,)."""
+        """P(yes) against P(no) for each image, (N,).
+
+        Args:
+            images: Pictures of any size and mode.
+            question: A question for yes or no.
+            batch: How many are read together.
+        """
         parts, yes_no = [], self.answers
         for i in range(0, len(images), batch):
             part = rgb(images[i : i + batch])
@@ -89,7 +99,11 @@ class VisionLanguageJudge(Judge):
 
 
 def yes_no_tokens(tokenizer) -> tuple[list[int], list[int]]:
-    """The token ids that an answer of yes, and of no, can begin with."""
+    """The token ids that an answer of yes, and of no, can begin with.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
     yes, no = (
         {
             tokenizer(f"{space}{spelt}", add_special_tokens=False).input_ids[0]

@@ -34,13 +34,22 @@ class LabelledPrompt:
 
 
 def held_out(entries: Sequence, yes: bool) -> list:
-    """The entries of a list that are held out, or those that are not."""
+    """The entries of a list that are held out, or those that are not.
+
+    Args:
+        entries: Items of a section.
+        yes: Whether the held-out items are wanted, or the others.
+    """
     return [entry for i, entry in enumerate(entries) if (i % HELD_OUT == HELD_OUT - 1) == yes]
 
 
 def labelled_prompts(seed: int = 0) -> list[LabelledPrompt]:
     """Several thousand prompts, the same for the same seed. Held-out ones share neither a list entry, nor a template, nor a place
-    with the others; a text that could be made on both sides is on neither."""
+    with the others; a text that could be made on both sides is on neither.
+
+    Args:
+        seed: Of the wording.
+    """
     halves = [list(dict.fromkeys(_half(yes, seed + yes))) for yes in (False, True)]
     both = {p.text.lower() for p in halves[0]} & {p.text.lower() for p in halves[1]}
     seen: set[str] = set()
@@ -219,7 +228,11 @@ def _slotted(phrase: str, noun: str) -> str:
 
 
 def article(noun: str) -> str:
-    """The noun with its article, unless it has one."""
+    """The noun with its article, unless it has one.
+
+    Args:
+        noun: A noun phrase without an article.
+    """
     if noun.split()[0] in ("a", "an", "the"):
         return noun
     return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"

@@ -35,7 +35,11 @@ def _all() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def section(name: str) -> tuple[tuple[str, ...], ...]:
-    """The items of a section, each a tuple of variants."""
+    """The items of a section, each a tuple of variants.
+
+    Args:
+        name: As in `[name]`.
+    """
     return _all()[name]
 
 
