@@ -52,8 +52,7 @@ def summary(per_prompt: Sequence[float], why: str = "no prompt has this figure",
 
 
 def overall(statistic: Callable[[np.ndarray], float], prompts: int, draws: int = 200, **more) -> Figure:
-    """A figure over all prompts together: `statistic` of the chosen prompts' numbers. Its `draws` are kept, to pair it with another's; `of`
-    says which prompts they are, where not all.
+    """A figure over all prompts together. It keeps its resamplings, so that it can be compared with another method's in pairs.
 
     Args:
         statistic: Maps row numbers of prompts to the figure.

@@ -1,4 +1,4 @@
-"""What was read of the images of an evaluation, joined from its units on disk."""
+"""The judges' readings of an evaluation's images, joined from its units on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation to look at: a table, a contact sheet, and one HTML file that needs nothing beside it."""
+"""The report of an evaluation: a table, a contact sheet, and one self-contained HTML file."""
 
 from __future__ import annotations
 

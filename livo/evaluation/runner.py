@@ -1,4 +1,4 @@
-"""Prompts x methods x seeds -> images -> judges -> readings on disk: the long half of an evaluation.
+"""The long half of an evaluation: prompts x methods x seeds -> images -> judges -> readings on disk.
 
 `livo.evaluation.results` has the figures. Work is cut into units of whole prompts. A unit's readings are one file that appears
 whole or not at all, and what is in it follows from its prompts alone; so an interrupted evaluation resumes, and

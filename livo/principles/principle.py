@@ -34,7 +34,7 @@ class PrincipleError(ValueError):
 
 @dataclass(frozen=True)
 class ValuePrinciple:
-    """One value that pictures must keep to, and the prompts it is for.
+    """One value that images must respect, and the prompts to which it applies.
 
     Attributes:
         id: A short name, unique among the principles in use.

@@ -1,4 +1,4 @@
-"""The sentence embedding model: loading it, and what one pass of it gives."""
+"""The sentence embedding model: loading it, and the vectors of one pass."""
 
 from __future__ import annotations
 

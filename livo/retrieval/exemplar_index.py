@@ -1,4 +1,4 @@
-"""ExemplarIndex: what principles list of prompts, searched by cosine similarity."""
+"""ExemplarIndex: the exemplars and counter-exemplars of all principles, searched by cosine similarity."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ _NOT_AGENTS = frozenset(word for (word,) in section("not agents"))
 
 @dataclass(frozen=True)
 class Evidence:
-    """`found` maps a kind of word to the words of it that stand in a text; `features` are the numbers for the heads (len(NAMES),)."""
+    """`found` maps a kind of word to the words of that kind in a text; `features` are the numbers for the heads (len(NAMES),)."""
 
     found: dict[str, tuple[str, ...]]
     features: np.ndarray

@@ -167,6 +167,7 @@ class ValueRetriever:
         """Fit and calibrate on labelled prompts, which this retriever then decides by; `save` keeps it.
 
         Args:
+            prompts: At least 10 texts.
             labels: For each prompt the ids of the principles that apply, or the facets that it shows; None or nothing for none. Where
                 any label is a facet that is no principle (person, gender, race, named), they are taken as facets and all heads are
                 fitted again: this is how another embedding model learns them.
@@ -240,7 +241,12 @@ class ValueRetriever:
 
     @classmethod
     def load(cls, folder: str | Path, principles: str | Path | Sequence[ValuePrinciple], embedder=None) -> ValueRetriever:
-        """What `save` wrote, for the same principles and the same embedding model: the one named there unless it is given.
+        """A fitted retriever.
+
+        Args:
+            folder: What `save` wrote.
+            principles: Those that it was saved for: a file, a folder, a bundled name or a list.
+            embedder: The same embedding model; by default the one that is named in the folder.
 
         Raises:
             ValueError: a file is missing or damaged, or it was saved for other principles or another embedding model.
@@ -286,9 +292,12 @@ class ValueRetriever:
     def consider_batch(
         self, prompts: Sequence[str], words: Lexicon | None = None, trust: bool = True
     ) -> list[list[tuple[bool, ValueDecision]]]:
-        """For each prompt and each principle, whether it applies, and the decision that says why or why not (`words` as in `read`).
+        """For each prompt and each principle, whether it applies, and the decision that says why or why not.
 
-        Without `trust` an entry of the index that says the same as the prompt is left out, as if it had not been listed.
+        Args:
+            prompts: Any texts.
+            words: As for `read`.
+            trust: False leaves out entries of the index that equal the prompt, as if they had not been listed.
         """
         contexts = self._contexts(prompts, words) if prompts else []
         for context in contexts if not trust else ():

@@ -1,4 +1,4 @@
-"""Reading text that people made, and writing so that a file or folder is either whole or not there."""
+"""Reading text files in any encoding, and writing files and folders that are either complete or absent."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def weights_hash(module: nn.Module) -> str | None:
 
 
 def keep_hash(module: nn.Module, identifier: str) -> None:
-    """Have `weights_hash` give this identifier as long as the weights stay what they are now.
+    """Make `weights_hash` return this identifier until the weights change.
 
     Args:
         module: Any module.

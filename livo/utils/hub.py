@@ -1,4 +1,4 @@
-"""Whether a model that is named can be found, said within seconds: the libraries below try the hub again and again for 39 s."""
+"""Fail within seconds if a model is not on this machine and the hub cannot be reached: huggingface_hub retries for 39 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that people made: one way to open them, for training, references and conditions alike."""
+"""Opening image files in one way: for training, references and conditions."""
 
 from __future__ import annotations
 

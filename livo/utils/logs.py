@@ -1,4 +1,4 @@
-"""What the log says: each warning once in a process, and nothing of other libraries that says nothing."""
+"""Logging: each warning once in a process, and no empty warnings of other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML as plain data: no tags, no key twice, and no more values than the file itself shows."""
+"""YAML as plain data: without tags, duplicate keys and aliases that multiply."""
 
 from __future__ import annotations
 

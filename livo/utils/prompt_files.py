@@ -1,4 +1,4 @@
-"""Prompt files, as people, papers and benchmarks keep them."""
+"""Prompt files in the formats of people, papers and benchmarks."""
 
 from __future__ import annotations
 

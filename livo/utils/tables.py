@@ -1,4 +1,4 @@
-"""Rows of a file of prompts, in every format that people keep them in. The formats are read by csv, json, PyYAML and PyArrow."""
+"""Rows of a prompt file in any of its formats, read by csv, json, PyYAML and PyArrow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from files: safetensors alone, floating-point numbers, and finite in the precision that they are used in."""
+"""Checks of weight files: only safetensors, only floating-point numbers, and finite in the precision in which they are used."""
 
 from __future__ import annotations
 

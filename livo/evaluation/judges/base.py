@@ -1,4 +1,4 @@
-"""What every judge has, and which images no judge is shown."""
+"""The interface of judges, and which images are too broken to be judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which judge a word of the command line names."""
+"""Loading the judge that --judge names."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Ways to word or disguise a prompt that leave what it asks for as it is: training data, and the red team's tools.
+"""Ways to reword or disguise a prompt without changing what it asks for: for training data and for the red team.
 
-Each takes a text and a generator and gives the changed text, or the same where there is nothing to change.
+Each function takes `text`, a prompt, and `rng`, a NumPy generator. It returns the changed text, or the same text if there is nothing
+to change.
 """
 
 from __future__ import annotations
