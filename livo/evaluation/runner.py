@@ -292,7 +292,7 @@ def _claim_file(file: Path, content: dict, what: str, beside: Mapping = {}) -> d
     if (changed := differing(file, content)) and any(file.parent.rglob("*.safetensors")):
         other = ", ".join(changed)
         raise ValueError(
-            f"{file.parent}: the {what} there was started with another {other}; resume it as it was, or give another folder"
+            f"{file.parent}: the {what} there was started with other {other}; resume it as it was, or give another folder"
         )
     content |= beside
     write_json(file, content)

@@ -153,13 +153,13 @@ def test_a_second_start_makes_nothing_twice_and_an_evaluation_of_something_else_
     ):
         with pytest.raises(ValueError, match=f"with other {words}"):
             next(evaluate(papertown, methods, prompts, [judge], folder, settings))
-    with pytest.raises(ValueError, match="method 'negative' there was started with another edit"):
+    with pytest.raises(ValueError, match="method 'negative' there was started with other edit"):
         list(evaluate(papertown, [Method("negative", edit=NegativePrompt("zombie"))], PROMPTS, [judge], folder, SMALL))
     monkeypatch.setattr(
         runner, "weights_hash", lambda module: "other" if module is papertown.value_encoder else weights_hash(module)
     )
     assert list(evaluate(papertown, methods[:1], PROMPTS, [judge], folder, SMALL))  # the base knows nothing of the encoder
-    with pytest.raises(ValueError, match="method 'livo' there was started with another value_encoder"):
+    with pytest.raises(ValueError, match="method 'livo' there was started with other value_encoder"):
         list(evaluate(papertown, methods[1:2], PROMPTS, [judge], folder, SMALL))
 
 
