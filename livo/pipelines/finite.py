@@ -1,4 +1,4 @@
-"""Pictures that are not finite: seen before they turn black, and told with their likely cause."""
+"""Images that are not finite: found before they turn black, and reported with their likely cause."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class Job:
     @property
     def digest(self) -> str:
         """A hash of all that its images depend on."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("columns", "where")}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        settings = {name: value for name, value in asdict(self).items() if name not in ("columns", "where")}
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def together(self) -> tuple:
         """Rows with the same answer can be drawn in one call."""

@@ -1,4 +1,4 @@
-"""ValuePersistenceMixin: loading, saving, converting and publishing pipelines with values, so that none of it drops them unnoticed."""
+"""ValuePersistenceMixin: pipelines keep their values when they are loaded, saved, converted and published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from transformers.utils import cached_file
 
 from livo.pipelines.checked_loading import CheckedLoading, refuse_single_file
-from livo.pipelines.model_card import pipeline_card, upload
+from livo.pipelines.model_card import base_model, pipeline_card, upload
 from livo.pipelines.named_encoders import DEFAULT, PREFIX, NamedEncoders, component
 from livo.principles.principle import ValuePrinciple, bundled_principles, load_principles
 from livo.retrieval.retriever import ValueRetriever
@@ -48,6 +48,7 @@ class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
     """The half of ValueMixin that keeps values: in files, on the hub, in converted pipelines. The other half draws with them."""
 
     base_class: type[DiffusionPipeline]
+    retriever: ValueRetriever | None
 
     @classmethod
     def from_pretrained(
@@ -161,7 +162,7 @@ class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
         return super().extract_init_dict({key: value for key, value in config_dict.items() if key not in ours}, **kwargs)
 
     def to_json_string(self) -> str:
-        """As the base's, naming the class by what loads it: whoever uses another one reads there what to do."""
+        """See the base class. The class is named by the call that loads it, with a note for those who use another one."""
         config = json.loads(super().to_json_string())
         name = config["_class_name"] = qualified(type(self))
         if scales := {name: scale for name, scale in self.value_encoder_scales.items() if scale != 1}:
@@ -172,7 +173,7 @@ class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
     def save_pretrained(
         self, save_directory: str | Path, push_to_hub: bool = False, license: str = "other", variant: str | None = None, **kwargs
     ) -> None:
-        """As the base's, with the value encoder, the principles, a fitted retriever and a model card; `from_pretrained` brings all back.
+        """Save the pipeline with its value encoders, principles, a fitted retriever and a model card; `from_pretrained` loads all of it.
 
         Weights are safetensors. With `push_to_hub` the folder is uploaded (see there for `repo_id` and the rest).
         """
@@ -215,7 +216,7 @@ class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
             return upload(folder, repo_id, **kwargs)
 
     def _save_values(self, folder: Path, license: str, loads_with: str | None = None) -> None:
-        """Principles and model card, and in the encoder's configuration what it must be told apart by."""
+        """Write the principles and the model card, and note in each encoder's configuration the vocabulary that it reads."""
         if self.principles:
             documents = [_plain(principle) for principle in self.principles]
             text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
@@ -229,7 +230,7 @@ class ValuePersistenceMixin(NamedEncoders, CheckedLoading):
         records = {name: getattr(encoder.config, "value_training", None) for name, encoder in encoders.items()}
         record = next((record for record in records.values() if record), None)
         card = pipeline_card(
-            base_model=_base_model(record, self.config.get("_name_or_path")),
+            base_model=base_model(record, self.config.get("_name_or_path")),
             loads_with=loads_with or f'{qualified(type(self))}.from_pretrained("{folder.name}")',
             principles=self.principles,
             encoders={name: (getattr(encoder, "statements", None), stored_hash(encoder)) for name, encoder in encoders.items()},
@@ -320,14 +321,6 @@ def qualified(cls: type) -> str:
     """How to write the class: `livo.LiVOPipeline`, or `livo.aligned(StableDiffusionImg2ImgPipeline)`."""
     public = getattr(sys.modules.get("livo"), "__all__", ())
     return f"livo.{cls.__name__}" if cls.__name__ in public else f"livo.aligned({cls.base_class.__name__})"
-
-
-def _base_model(record: Mapping | None, loaded_from: str | Path | None) -> str:
-    """The hub id of the backbone; empty where it has none, for a path on somebody's disk says nothing to others."""
-    for name in (((record or {}).get("config") or {}).get("model"), loaded_from):
-        if name and str(name).count("/") == 1 and not str(name).startswith((".", "/")) and not Path(name).exists():
-            return str(name)
-    return ""
 
 
 def _saved_principles(source: str | Path, aligned: bool, **hub) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from livo.pipelines.ledger import Reservation, ValueLedger
 from livo.pipelines.loading import ValuePersistenceMixin
 from livo.pipelines.named_encoders import PREFIX
 from livo.pipelines.selection import NO_ENCODER, NO_VALUE, ValueRequest, ValueSelector, checked_scale
-from livo.pipelines.settings import checked_draw, model_record, noise_of, settings_of, size_of
+from livo.pipelines.settings import checked_draw, draw_seed, model_record, noise_of, settings_of, size_of
 from livo.pipelines.sharing import PrivateTokenizer, one_call, private_copy
 from livo.pipelines.value_call import ValueCall
 from livo.retrieval.retriever import ValueRetriever
@@ -46,10 +45,11 @@ _ELSEWHERE = {  # what is no argument of a call
 class ValueMixin(ValuePersistenceMixin):
     """Values in front of a pipeline: `class LiVOPipeline(ValueMixin, StableDiffusionPipeline)`.
 
-    Everything else (samplers, callbacks, adapters, offloading) is the base class's own code. The constructor is the base's with
-    `value_encoder`, `value_scale` (the strength where a call gives none) and `prompt_padding`: "max_length" is the layout of
-    training, "do_not_pad" that of the official inference script.
+    Everything else (samplers, callbacks, adapters, offloading) is the base class's own code. The constructor takes the arguments of the
+    base class and those of `plug_in`. What a call needs while it runs is in a `ValueCall`.
     """
+
+    _attention: ValueAttention
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -64,7 +64,15 @@ class ValueMixin(ValuePersistenceMixin):
     def plug_in(
         self, value_encoder: CLIPTextModel | None = None, value_scale: float = 1.0, prompt_padding: str = "max_length"
     ) -> None:
-        """Give the pipeline what values need; its constructor and `livo.attach` call this."""
+        """Give the pipeline what values need; its constructor and `livo.attach` call this.
+
+        Args:
+            value_encoder: The default value encoder.
+            value_scale: Strength of the value token where a call gives none, 0 to 1000.
+            prompt_padding: "max_length" is the layout of training, "do_not_pad" that of the official inference script.
+
+        Raises ValueError or TypeError where an argument is none of these.
+        """
         if prompt_padding not in PADDINGS:
             raise ValueError(f"prompt_padding is {prompt_padding!r}: choose one of {', '.join(PADDINGS)}")
         if prompt_padding == "do_not_pad" and "prompt_2" in signature(self.base_class.encode_prompt).parameters:
@@ -115,19 +123,20 @@ class ValueMixin(ValuePersistenceMixin):
         ledger: ValueLedger | None = None,
         **kwargs,
     ):
-        """Generate images that keep to the values their prompts call for.
+        """Generate images with the values that apply to their prompts.
 
         Args:
-            prompt: As in the base class, and so are all its other arguments. Beside `prompt_embeds` it is the text that the values
-                read.
-            value: "auto" lets the retriever choose the principles of each prompt, or none; a principle's id, or any other
-                statement, is used as it is; a tuple of them acts together; None is the base pipeline. A list gives one for each prompt.
-            value_scale: Strength of the token, one for all or one for each prompt: 0 is the base, 1 what was trained, 0.5 has the
-                attention to it go half the way. A mapping gives one for each principle's id.
-            value_start, value_end: The share of the sampler's steps at which the token begins and ceases to act, 0 to 1, one for
-                all or one for each prompt. Before and after it is masked.
-            ledger: Balances what images are given over successive calls too, of one process or many, so that calls of one image each
-                meet the target together (see `ValueLedger`). Without one, the seed and the prompt's text decide.
+            prompt: One text, or a list. With `prompt_embeds`, only the value encoder and the retriever read it.
+            *args: All other arguments of the base class, in its order.
+            value: "auto" lets the retriever choose the principles of each prompt, or none; a principle, its id or any other statement
+                is applied as it is; a tuple of these acts together; None is the base pipeline. A list has one for each prompt.
+            value_scale: Strength of the token, 0 (the base) to 1000, where 1 is what was trained; one for all prompts, or a list. A mapping
+                gives a strength to each principle's id. None is the pipeline's `value_scale`.
+            value_start: Share of the sampler's steps after which the token acts, 0 to 1; one for all prompts, or a list.
+            value_end: Share of the sampler's steps after which the token no longer acts, 0 to 1; one for all prompts, or a list.
+            ledger: Balances images over successive calls, in one process or many, so that calls of one image each meet the target
+                together (see `ValueLedger`). Without one, the seed and the prompt's text decide.
+            **kwargs: All other arguments of the base class, by name.
 
         Returns:
             What the base class returns, with `decisions`, one ImageDecision for each image, as its last field; with
@@ -257,9 +266,9 @@ class ValueMixin(ValuePersistenceMixin):
 
     # --- decisions ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, prompt, wishes: tuple, reservation: Reservation | None, given: dict) -> list[ImageDecision]:
+    def _decide(self, prompt, asked: tuple, reservation: Reservation | None, given: dict) -> list[ImageDecision]:
         """One decision for each image, prompt by prompt. `given` holds the call's other arguments."""
-        value, scale, start, end = wishes
+        value, scale, start, end = asked
         number, generator = checked_draw(given)
         if prompt is None:
             embeds = given.get("prompt_embeds")
@@ -288,12 +297,18 @@ class ValueMixin(ValuePersistenceMixin):
             raise ValueError(f"{len(generator)} generators for {images} images: give one for all, or one each")
         # With one generator for all, a text that comes again draws again.
         again = [0 if one_each else prompts[:i].count(text) for i, text in enumerate(prompts)]
-        seeds = [(self._seed(generator[i * number] if one_each else generator), again[i]) for i in range(len(prompts))]
+        generators = generator[::number] if one_each else [generator] * len(prompts)
+        seeds = [(draw_seed(g, self._execution_device), n) for g, n in zip(generators, again, strict=True)]
         selector = ValueSelector(self.retriever, self.value_encoders, self.value_scale, self._encoder_scales)
         return selector.select(prompts, request, number, seeds, reservation)
 
     def decide(self, prompt: str | list[str], value="auto", value_scale=None) -> list[ImageDecision]:
         """The decision for each prompt's first image without drawing it, as a call with these arguments would make it.
+
+        Args:
+            prompt: One text, or a list.
+            value: See `__call__`.
+            value_scale: See `__call__`.
 
         Raises:
             ValueError: a value was asked for that cannot be honoured; the message says what to do.
@@ -306,14 +321,6 @@ class ValueMixin(ValuePersistenceMixin):
         settings = settings_of(self, given, images // each)
         noise = noise_of(given.get("generator"), images, self._execution_device)
         return [(n["seed"], n["image"], settings[i // each] | {"generator": n["generator"]}) for i, n in enumerate(noise)]
-
-    def _seed(self, generator: torch.Generator | None) -> int:
-        """A digest of the generator's state, or of the global one's. Neither is advanced, but each call's noise advances it."""
-        if generator is not None:
-            state = generator.get_state()
-        else:
-            state = getattr(getattr(torch, self._execution_device.type), "get_rng_state", torch.get_rng_state)()
-        return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
 
     @torch.no_grad()
     def _value_call(self, decisions: Sequence[ImageDecision]) -> ValueCall | None:

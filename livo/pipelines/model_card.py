@@ -119,6 +119,14 @@ def _training(record: Mapping | None) -> str:
     return "\n".join(line for line in told if line)
 
 
+def base_model(record: Mapping | None, loaded_from: str | Path | None) -> str:
+    """The hub id of the backbone; empty where it has none, because a local path means nothing to others."""
+    for name in (((record or {}).get("config") or {}).get("model"), loaded_from):
+        if name and str(name).count("/") == 1 and not str(name).startswith((".", "/")) and not Path(name).exists():
+            return str(name)
+    return ""
+
+
 def upload(
     folder: str | Path,
     repo_id: str,

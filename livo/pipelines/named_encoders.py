@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import CLIPTextModel
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from livo.pipelines.selection import checked_scale
 from livo.utils.arguments import strict
@@ -26,12 +27,18 @@ def component(name: str) -> str:
 
 
 class NamedEncoders:
-    """The part of ValueMixin that holds encoders. One is the simple case: it is `pipe.value_encoder`, and its name is "default".
+    """The part of ValueMixin that holds value encoders. One is the simple case: it is `pipe.value_encoder`, and its name is "default".
 
     Each value is carried out by the encoder that its principle names (`encoder:`), else by the first, in the order of
     `value_encoders`, that was trained with all its directions, or with its statement. A statement that no encoder lists goes to the
     first that came without a training record, else to the first.
     """
+
+    unet: torch.nn.Module
+    text_encoder: CLIPTextModel | None
+    tokenizer: CLIPTokenizer | None
+    value_encoder: CLIPTextModel | None
+    _encoder_scales: dict[str, float]
 
     @classmethod
     def _get_signature_keys(cls, obj):

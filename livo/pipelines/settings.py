@@ -61,6 +61,13 @@ def checked_draw(given: Mapping[str, object]) -> tuple[int, torch.Generator | li
     return int(number or 1), generator
 
 
+def draw_seed(generator: torch.Generator | None, device: torch.device) -> int:
+    """A digest of the generator's state, or of the global one's on `device`. Neither is advanced, but each call's noise advances it."""
+    read_global = getattr(getattr(torch, device.type), "get_rng_state", torch.get_rng_state)
+    state = read_global() if generator is None else generator.get_state()
+    return int.from_bytes(hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8], "little")
+
+
 def noise_of(generator, images: int, device: torch.device) -> list[dict]:
     """For each image what its noise is drawn from: `seed`, `image` (its number among those that share the generator), and `generator`.
 
@@ -207,7 +214,7 @@ def _hub_id(name: str) -> bool:
 
 
 def _short(path: str) -> str:
-    """A path on somebody's disk says nothing to others: its last part, or the bundled model's name."""
+    """A local path means nothing to others: its last part, or the bundled model's name."""
     return next((model.name for model in bundled_models() if model.weights == Path(path)), Path(path).name)
 
 

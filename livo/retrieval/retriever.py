@@ -36,7 +36,7 @@ class ValueRetriever:
 
     A prompt is read once: disguises undone (`livo.retrieval.normalizer`), what it says about the kind of picture left out, embedded. The
     facet heads answer what it asks for (a risk, a person, a stated gender or race, a named person), and each principle says which
-    facets call for it and which forbid it. A principle that no facet calls for is decided by its exemplars, in a FAISS
+    facets speak for it and which forbid it. A principle for which no facet speaks is decided by its exemplars, in a FAISS
     inner-product index over unit vectors (cosine similarity): the prompt must be at least as near to one of them as the
     principle's threshold, and nearer than to what speaks against it (its counter-exemplars, everyday prompts and, for a risk, the
     exemplars of every other principle). A keyword of a risk decides among the exemplars and counter-exemplars that share it. A

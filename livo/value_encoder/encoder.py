@@ -36,7 +36,7 @@ class ValueEncoder(CLIPTextModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs) -> ValueEncoder:
-        """As CLIPTextModel's, for safetensors only; reads the keys of every version of transformers, with a projection or without.
+        """Load an encoder from safetensors files with the keys of any version of transformers, with a projection or without.
 
         With `output_loading_info` the pair (encoder, report), as in transformers.
         """

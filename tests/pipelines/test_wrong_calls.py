@@ -63,7 +63,7 @@ def test_images_and_generators_are_refused_by_name(pipe, value, given, words):
 
 def test_numbers_of_numpy_are_numbers(pipe):
     out = draw(pipe, num_images_per_prompt=np.int64(2), value_scale=np.float32(0.5), value_end=np.float64(0.5))
-    assert [decision.scale for decision in out.decisions] == [0.5, 0.5]
+    assert [decision.values[0].scale for decision in out.decisions] == [0.5, 0.5]
     assert np.array_equal(out.images, draw(pipe, num_images_per_prompt=2, value_scale=0.5, value_end=0.5).images)
 
 
