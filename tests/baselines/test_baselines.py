@@ -79,7 +79,7 @@ def test_every_edit_changes_the_images_and_is_gone_afterwards_bit_for_bit(base):
         assert edit.record()["method"]
 
 
-def test_a_negative_prompt_is_the_pipelines_own_and_yields_to_one_that_the_call_brings(base, pipe, tiny_xl):
+def test_a_negative_prompt_gives_way_to_one_in_the_call(base, pipe, tiny_xl):
     for each, more in ((base, {}), (pipe, {"value": None}), (tiny_xl, {})):
         wanted = images(each, negative_prompt=["blood"] * 2, **more)
         with NegativePrompt("blood").on(each):
@@ -221,7 +221,7 @@ def test_uce_equals_a_least_squares_solution(base):
         np.testing.assert_allclose(edit.weights[name].numpy(), solution, atol=1e-5)
 
 
-def test_the_debias_loop_moves_weights_by_what_is_missing_until_the_shares_are_met(base):
+def test_the_debias_loop_moves_weights_until_the_shares_are_met(base):
     shares = {"doctor": 0.9, "nurse": 0.5}
     asked = []
 
@@ -235,7 +235,7 @@ def test_the_debias_loop_moves_weights_by_what_is_missing_until_the_shares_are_m
     assert len(found) == 2 and found[-1].settings["debias"]["doctor"] == pytest.approx({"male": -0.6, "female": 0.6})
 
 
-def test_concept_ablation_draws_the_target_as_its_anchor_and_goes_on_after_a_kill(base, tmp_path):
+def test_concept_ablation_draws_target_as_anchor_and_resumes(base, tmp_path):
     base.unet.requires_grad_(False)
     pairs = [("a bloody doctor", "a doctor")]
     options = {"steps": 60, "lr": 2e-2, "batch": 4, "images": 2, "sampler_steps": 3}
@@ -272,7 +272,7 @@ def test_files_that_are_no_weights_and_loras_of_another_width_are_told(base, tin
     assert np.array_equal(images(base), plain)
 
 
-def test_a_lora_of_the_trainer_is_the_pipeline_with_it_loaded_and_leaves_it_as_it_was(base, tmp_path):
+def test_a_trained_lora_equals_the_pipeline_with_it_loaded(base, tmp_path):
     from livo.training.adapters import LoRAAdapter
 
     plain = images(base)

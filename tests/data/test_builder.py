@@ -115,7 +115,7 @@ def test_what_is_built_can_be_trained_on_and_says_how_it_came_about(tmp_path):
     assert (tmp_path / "gender_equality.png").is_file() and (tmp_path / "bloody.png").is_file()
 
 
-def test_the_violating_image_shows_what_the_generator_draws_by_itself_and_the_prompt_states_nothing(tmp_path):
+def test_the_violating_image_shows_the_class_that_is_drawn_most_often(tmp_path):
     run(tmp_path, [GENDER])
     for row in rows(tmp_path):
         usual = "male" if row["subject"] == "doctor" else "female"
@@ -142,7 +142,7 @@ def test_a_generator_that_never_does_as_told_is_reported_with_numbers(tmp_path):
         run(tmp_path, [GENDER], generator=Generator(failure=1.0))
 
 
-def test_populations_are_even_over_the_classes_and_differ_from_the_neutral_ones_in_nothing_else(tmp_path):
+def test_populations_are_even_and_differ_in_nothing_but_the_class(tmp_path):
     run(tmp_path, [GENDER], Options(batch=8, populations=True))
     diverse = Counter((row["subject"], row["read"]["gender"]) for row in rows(tmp_path) if row["label"])
     for career in ("doctor", "engineer"):
@@ -215,7 +215,7 @@ def test_a_folder_that_was_built_otherwise_is_not_added_to(tmp_path):
         run(tmp_path, options=Options(batch=8, seed=1))
 
 
-def test_a_judge_that_cannot_tell_the_classes_is_refused_before_anything_is_generated(tmp_path):
+def test_a_judge_that_cannot_read_the_classes_is_refused_first(tmp_path):
     tone = ValuePrinciple(
         id="tone",
         kind="debias",

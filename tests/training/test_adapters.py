@@ -23,7 +23,7 @@ def way_back(unet, noisy, t, embeds):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_way_back_through_the_frozen_unet_gives_plain_gradients_and_keeps_less(papertown, bf16):
+def test_the_frozen_unet_gives_plain_gradients_with_less_memory(papertown, bf16):
     pipe = copy.copy(papertown)
     plain = copy.deepcopy(papertown.unet).requires_grad_(False)
     pipe.unet = copy.deepcopy(papertown.unet)

@@ -96,7 +96,7 @@ def test_popalign_bounds_the_preference_between_populations_from_below():
         assert losses.mean() >= -torch.nn.functional.logsigmoid(3.0 * difference / 2) - 1e-6
 
 
-def test_distillation_is_the_share_of_the_gap_that_is_left_and_fades_where_there_is_none():
+def test_distillation_is_the_remaining_share_of_the_gap():
     winner = torch.tensor([0.02, 0.0001]).requires_grad_()
     gaps, loser = torch.tensor([0.04, 0.0]), torch.tensor([0.01, 0.0])
     losses, statistics = distillation(winner, gaps, loser, gaps, beta=1000.0)
