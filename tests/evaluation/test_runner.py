@@ -167,7 +167,7 @@ def test_what_the_values_depend_on_is_claimed_with_them(papertown, judge, finish
     folder, methods, *_ = finished
 
     def refused(pipe, what, method=methods[1]):
-        with pytest.raises(ValueError, match=f"begun with other {what}"):
+        with pytest.raises(ValueError, match=f"started with other {what}"):
             next(evaluate(pipe, [method], PROMPTS, [judge], folder, SMALL))
             pytest.fail("went on")
 
