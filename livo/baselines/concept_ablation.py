@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -61,7 +62,7 @@ class ConceptAblation(WeightEdit):
         Raises:
             ValueError: `folder` holds a run with other pairs, settings or weights.
         """
-        settings = {"pairs": len(pairs), "steps": steps, "lr": lr, "batch": batch, "images": images, "seed": seed}
+        settings: dict[str, Any] = {"pairs": len(pairs), "steps": steps, "lr": lr, "batch": batch, "images": images, "seed": seed}
         own = cross_attention(pipe)
         edit = cls({name: weight.clone() for name, weight in own.items()}, settings)
         if not steps or not pairs:
@@ -127,7 +128,7 @@ class _Ablation:
         return pipe.unet(batch.noisy.to(pipe.unet.dtype), batch.t, self.embeds[rows], **extra).sample.float()
 
 
-def _claim(folder: Path, pipe: DiffusionPipeline, settings: Mapping[str, object], precision: str) -> Precision:
+def _claim(folder: Path, pipe: DiffusionPipeline, settings: Mapping[str, Any], precision: str) -> Precision:
     """Write what the run depends on into its folder, and resolve its precision; refuse to resume with other inputs."""
     file, inputs = folder / "ablation.json", dict(settings) | {"unet": weights_hash(pipe.unet)}
     if changed := differing(file, inputs):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,6 +14,7 @@ from livo.baselines.weights import encode
 from livo.pipelines.settings import noted
 
 
+@dataclass(frozen=True)
 class GuidanceEdit:
     """eps = eps_empty + s_g (eps_p - eps_empty) + term, with `term` from further passes of the UNet on concepts.
 
@@ -53,7 +55,7 @@ class GuidanceEdit:
         """Whether the term is zero at every step. Then the UNet is not changed at all."""
         return not self.texts()
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """The method and its settings, for results."""
         return {"method": self.method, **asdict(self)}
 
@@ -73,7 +75,7 @@ class GuidanceEdit:
             return
         embeds, pooled = encode(pipe, self.texts())
         place = {text: i for i, text in enumerate(self.texts())}
-        state = {"first": 0, "rows": 0, "step": 0, "memory": {}}
+        state: dict[str, Any] = {"first": 0, "rows": 0, "step": 0, "memory": {}}
         unet, scheduler, forward, set_timesteps = pipe.unet, pipe.scheduler, pipe.unet.forward, pipe.scheduler.set_timesteps
 
         def begin(*args, **kwargs):  # every call of a pipeline sets its timesteps once
@@ -97,8 +99,8 @@ class GuidanceEdit:
             of_row = _second_half(sample, 2 * count, chosen.shape[1])
             found = forward(of_row, timestep, hidden, *args, return_dict=False, **more)[0].unflatten(0, tuple(chosen.shape))
             scale, alpha = float(pipe.guidance_scale), _alpha(scheduler, timestep)
-            predictions = (alpha * x.float() for x in (empty, prompt, found))
-            term = self.term(state["step"], *predictions, scale, state["memory"], rows)
+            zero, asked, concept = (alpha * x.float() for x in (empty, prompt, found))
+            term = self.term(state["step"], zero, asked, concept, scale, state["memory"], rows)
             state["step"] += 1
             noise = torch.cat([empty, prompt + (term / (alpha * scale)).to(prompt)])
             return type(out)(noise) if return_dict else (noise, *out[1:])
@@ -130,5 +132,6 @@ def _second_half(value, rows: int, times: int):
     if isinstance(value, dict):
         return {key: _second_half(item, rows, times) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return type(value)(_second_half(item, rows, times) for item in value)
+        make: Callable[..., Any] = type(value)
+        return make(_second_half(item, rows, times) for item in value)
     return value

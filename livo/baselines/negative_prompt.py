@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from inspect import Signature, signature
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -22,7 +23,7 @@ class NegativePrompt:
 
     words: str
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """The method and its settings, for results."""
         return {"method": "negative prompt", **asdict(self)}
 

@@ -52,12 +52,12 @@ class UnifiedConceptEditing(WeightEdit):
         c = torch.stack([embedded[name] for name in concepts])  # (N, width)
         guides = [embedded[guide] for guide in erase.values()]
         guides += [embedded[name] + sum(a * embedded[k] for k, a in w.items()) for name, w in debias.items()]
-        guides = torch.stack(guides)  # v* = W0 guide
+        wanted = torch.stack(guides)  # v* = W0 guide
         kept = torch.stack([embedded[name] for name in preserve]) if preserve else c[:0]
         identity = ridge * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
         protected = preserve_scale * kept.T @ kept
         right = identity + erase_scale * c.T @ c + protected
-        left = identity + erase_scale * guides.T @ c + protected  # the first bracket, without W0 in front
+        left = identity + erase_scale * wanted.T @ c + protected  # the first bracket, without W0 in front
         moved = torch.linalg.solve(right, left, left=False)
         return cls({name: (w.double() @ moved).to(w) for name, w in cross_attention(pipe).items()}, settings)
 

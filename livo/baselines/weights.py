@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
@@ -28,7 +28,7 @@ class Baseline(Protocol):
         """
         ...
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """What a result stores: the method, its settings, and a hash of learned weights."""
         ...
 
@@ -43,7 +43,7 @@ class WeightEdit:
 
     method = "weights"
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], settings: Mapping[str, object] | None = None):
+    def __init__(self, weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any] | None = None):
         self.weights, self.settings = dict(weights), dict(settings or {})
 
     @noted
@@ -86,7 +86,7 @@ class WeightEdit:
                 raise ValueError(f"{name}: {key} is {tuple(weight.shape)}, the UNet's is {tuple(parameters[key].shape)}")
         check_tensors(self.weights, name, pipe.unet.dtype)
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """The method, the number and hash of the new weights, and the settings, for results."""
         return {
             "method": self.method,
@@ -105,7 +105,7 @@ class WeightEdit:
             save_file({name: weight.cpu().contiguous() for name, weight in self.weights.items()}, temporary)
 
     @classmethod
-    def load(cls, file: str | Path, settings: Mapping[str, object] | None = None) -> WeightEdit:
+    def load(cls, file: str | Path, settings: Mapping[str, Any] | None = None) -> WeightEdit:
         """Read what `save` wrote.
 
         Args:

@@ -99,7 +99,8 @@ def _balanced(pairs: list[tuple[dict, dict]], count: int) -> list[tuple[dict, di
     totals: dict[str, Counter] = {}
     for aligned, _ in pairs:
         totals.setdefault(aligned["subject"], Counter())[aligned["class"]] += 1
-    surplus, dropped = len(pairs) - count, set()
+    surplus = len(pairs) - count
+    dropped: set[int] = set()
     for i in reversed(range(len(pairs))):
         if len(dropped) >= surplus:
             break
@@ -117,12 +118,13 @@ def _thumbnail(file: Path) -> np.ndarray:
 
 def _contact_sheet(folder: Path, job: Job, pairs: list[tuple[dict, dict]], columns: int = 10) -> None:
     some = pairs[:: max(1, len(pairs) // (2 * columns))][: 2 * columns]
-    images, captions = [], []
+    images: list[Image.Image] = []
+    captions: list[str] = []
     for first in range(0, len(some), columns):
         for side in (0, 1):
             rows = [pair[side] for pair in some[first : first + columns]]
             images += [Image.open(folder / row["file_name"]) for row in rows]
-            shown = job.principle.construct.judge
+            shown = job.construct.judge
             captions += [f"{'aligned' if row['label'] else 'violating'}: {row['read'].get(shown, 'neutral')}" for row in rows]
             blank = columns - len(rows)
             images += [Image.new("RGB", (8, 8), "white")] * blank

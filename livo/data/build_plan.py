@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from livo.data.manifest import PreferenceError
 from livo.evaluation.judges import CannotRead, Judge, attribute_for
 from livo.pipelines.stable_diffusion import refuse_safety_checker
-from livo.principles.construction import ATTRIBUTE, fill, template_fields
+from livo.principles.construction import ATTRIBUTE, Construct, fill, template_fields
 from livo.principles.principle import ValuePrinciple
 
 
@@ -30,6 +30,11 @@ class Job:
     name: str
     pairs: int
     directions: bool = False
+
+    @property
+    def construct(self) -> Construct:
+        assert self.principle.construct is not None  # `jobs` refuses a principle without one
+        return self.principle.construct
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def also_words(principle: ValuePrinciple) -> dict[str, list[str]]:
         principle: A principle with a construct section.
     """
     construct = principle.construct
-    found = {}
+    found: dict[str, list[str]] = {}
+    if construct is None:
+        return found
     for name, template in construct.also.items():
         fields = template_fields(template)
         choices = itertools.product(*(principle.attributes if f == ATTRIBUTE else construct.fill[f] for f in fields))
@@ -138,6 +145,6 @@ def further_attributes(principles: Sequence[ValuePrinciple], known: Sequence[Val
     attributes = {principle.judged: dict(principle.attributes) for principle in known if principle.attributes}
     found: dict[str, dict[str, str]] = {}
     for principle in principles:
-        for name, words in also_words(principle).items() if principle.construct is not None else ():
+        for name, words in also_words(principle).items():
             found.setdefault(name, {}).update(attributes.get(name) or zip(words, words, strict=True))
     return {name: classes for name, classes in found.items() if len(classes) > 1}  # a single class would always be read

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,7 +174,7 @@ class _Builder:
             yield wanted
 
     def _pair(self, rng, number: int, used: Counter, census: dict[str, str | None]) -> list[Wanted]:
-        principle, construct = self.principle, self.principle.construct
+        principle, construct = self.principle, self.job.construct
         template = _pick(rng, construct.prompts)
         words = {name: _pick(rng, choices) for name, choices in construct.fill.items()}
         present = template_fields(template) + (template_fields(construct.aligned) if construct.aligned else [])
@@ -181,10 +182,11 @@ class _Builder:
         prompt = fill(template, words)
         also = {name: read for name, text in construct.also.items() if (read := fill(text, words))}
         subject = next((text for t in construct.scene if (text := fill(t, words))), prompt)
-        common = {"prompt": prompt, "pair": number, "subject": subject, "value": principle.statement}
+        common: dict[str, Any] = {"prompt": prompt, "pair": number, "subject": subject, "value": principle.statement}
         classes = list(principle.attributes)
         if principle.kind == "detoxify":
             yes, no = principle.unwanted
+            assert construct.aligned is not None  # a principle file gives it to each risk
             aligned = fill(construct.aligned, words)
             return [
                 Wanted(aligned, 1, also | {construct.judge: no}, **common),
@@ -208,7 +210,7 @@ class _Builder:
     def _most(self, subject: str, template: str, words: dict[str, str], census: dict[str, str | None]) -> str | None:
         """The class that the backbone draws most often for the subject when the prompt states none, or None; measured once."""
         if subject not in census:
-            folder = self.folder / "census" / self.principle.construct.judge
+            folder = self.folder / "census" / self.job.construct.judge
             measured = sorted(folder.glob(f"{_key(subject)}-*.json"))
             if not measured:
                 seeds = [int(_key(f"{self.options.seed} {subject} {i}"), 16) for i in range(CENSUS_IMAGES)]
@@ -222,7 +224,7 @@ class _Builder:
                     raise PreferenceError(
                         f"{self.job.name}: all {len(read)} images of {neutral!r} are {read[0].fault}: check the generator"
                     )
-                seen = Counter(verdict.classes.get(self.principle.construct.judge) for verdict in read)
+                seen = Counter(verdict.classes.get(self.job.construct.judge) for verdict in read)
                 counts = {c: seen[c] for c in self.principle.attributes}
                 measured = [folder / f"{_key(subject)}-{self.rank}.json"]  # several processes may measure it, with the same result
                 write_json(measured[0], {"scene": subject, "counts": counts})

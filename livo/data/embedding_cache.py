@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
@@ -38,8 +39,8 @@ class PromptEmbeddings:
         Args:
             parts: At least one; all of one model.
         """
-        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts])
-        return cls(torch.cat([part.embeds for part in parts]), pooled)
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(torch.cat([part.embeds for part in parts]), torch.cat(pooled) if pooled else None)
 
     def __getitem__(self, rows) -> PromptEmbeddings:
         return PromptEmbeddings(self.embeds[rows], None if self.pooled is None else self.pooled[rows])
@@ -71,7 +72,8 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str], device: torc
         device: Where the text encoders are.
     """
     if isinstance(pipe, StableDiffusionXLPipeline):
-        embeds, _, pooled, _ = pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
+        texts: Any = list(prompts)  # the type of the argument leaves lists out, its documentation does not
+        embeds, _, pooled, _ = pipe.encode_prompt(texts, device=device, do_classifier_free_guidance=False)
         return PromptEmbeddings(embeds, pooled)
     return PromptEmbeddings(pipe.text_encoder(tokenize(pipe.tokenizer, prompts).to(device)).last_hidden_state)
 
@@ -107,5 +109,6 @@ class EmbeddingCache:
 
     def load(self) -> dict[str, PromptEmbeddings]:
         """The embeddings of each prompt, one row each, on the CPU."""
-        stored = PromptEmbeddings(*(load_file(self.file).get(name) for name in ("embeds", "pooled")))
+        tensors = load_file(self.file)
+        stored = PromptEmbeddings(tensors["embeds"], tensors.get("pooled"))
         return {prompt: stored[i : i + 1] for i, prompt in enumerate(self.prompts)}

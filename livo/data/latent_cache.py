@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class LatentCache:
         bar = tqdm(total=len(missing), desc="latents", unit="image", mininterval=2, disable=not missing or rank > 0)
         for first in range(0, len(missing), _SHARD):
             shard = missing[first : first + _SHARD]
-            tensors = {}
+            tensors: dict[str, torch.Tensor] = {}
             for i in range(0, len(shard), batch):
                 part = shard[i : i + batch]
                 latents = self._encode([open_sample(sample) for _, sample in part])
@@ -84,7 +85,7 @@ class LatentCache:
         wanted: dict[Path, set[str]] = defaultdict(set)
         for key in keys:
             wanted[self._shards[key]].add(key)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for file, members in wanted.items():
             with safe_open(file, "pt") as shard:
                 tensors |= {key: shard.get_tensor(key) for key in members}
@@ -106,8 +107,9 @@ class LatentCache:
         pixels = torch.stack([_pixels(image, self.resolution) for image in images])
         pixels = torch.cat([pixels, pixels.flip(-1)]).to(self.vae.device, self.vae.dtype)
         latents = self.vae.encode(pixels).latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        latents = (latents - shift) * self.vae.config.scaling_factor
+        config: Any = self.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        latents = (latents - shift) * config.scaling_factor
         return latents.float().cpu().unflatten(0, (2, len(images)))
 
 

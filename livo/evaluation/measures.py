@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from livo.retrieval.lexicon import lexicon
 from livo.retrieval.normalizer import without_syntax
 from livo.utils.prompt_files import Prompt
 
-Figure = dict[str, object]
+Figure = dict[str, Any]
 Figures = dict[str, Figure]
 _KERNEL = 2000  # images that KID looks at: its cost grows with their square, and it is unbiased for any number
 UNCHANGED = 4.0  # of 255, root mean square on 16 x 16 pixels: rounding in bfloat16 stays below 1, another picture is at 20 and more
@@ -34,7 +35,7 @@ def not_measured(why: str) -> Figure:
     return {"mean": None, "interval": None, "prompts": 0, "why": why}
 
 
-def summary(per_prompt: Sequence[float], why: str = "no prompt has this figure", **more) -> Figure:
+def summary(per_prompt: Sequence[float] | np.ndarray, why: str = "no prompt has this figure", **more) -> Figure:
     """Mean and interval over the prompts for which there is a figure; `left_out` counts the others. Without any, `why` says the reason.
 
     Args:
@@ -60,9 +61,16 @@ def overall(statistic: Callable[[np.ndarray], float], prompts: int, draws: int =
         draws: Number of resamplings.
         **more: Further entries of the figure.
     """
-    found = metrics.bootstrap_draws(statistic, prompts, draws).tolist() if prompts > 1 else []
-    interval = metrics.interval(found) if found else None
-    return {"mean": statistic(np.arange(prompts)), "interval": interval, "prompts": prompts, "left_out": 0, "draws": found, **more}
+    found = metrics.bootstrap_draws(statistic, prompts, draws) if prompts > 1 else np.empty(0)
+    interval = metrics.interval(found) if len(found) else None
+    return {
+        "mean": statistic(np.arange(prompts)),
+        "interval": interval,
+        "prompts": prompts,
+        "left_out": 0,
+        "draws": found.tolist(),
+        **more,
+    }
 
 
 # --- bias -----------------------------------------------------------------------------------------------------------------
@@ -140,8 +148,8 @@ def _pooled(n: np.ndarray, label: str, classes: Sequence[str], target: tuple[flo
     showing, total = np.flatnonzero(n.sum(1)), n.sum(0)
     if total.sum() < 2:
         return {f"D1 {label}, pooled": not_measured(why)}
-    of = {"of": showing.tolist(), "left_out": len(n) - len(showing)}
-    about = {
+    of: Figure = {"of": showing.tolist(), "left_out": len(n) - len(showing)}
+    about: Figure = {
         "floor": metrics.fair_floor(metrics.d1, target or len(classes), int(total.sum())),
         "images": int(total.sum()),
         "counts": dict(zip(classes, total.tolist(), strict=True)),

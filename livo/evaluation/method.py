@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from diffusers import DiffusionPipeline
 
@@ -21,7 +21,7 @@ class Edit(Protocol):
 
     def on(self, pipe: DiffusionPipeline): ...
 
-    def record(self) -> dict[str, object]: ...
+    def record(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Method:
         """The value of each text."""
         return [self.value.get(text) if isinstance(self.value, Mapping) else self.value for text in texts]
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """What a result stores of the method."""
         value = _plain(self.value)
         own = None if self.prompts is None else digest([[p.text, p.seed] for p in self.prompts])
@@ -94,7 +94,7 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """A method's value as a record: principles by what their tokens depend on."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -20,7 +21,7 @@ from livo.utils.pictures import grid, save_picture, stack
 _NO_JUDGE = ("images", "principles")  # figures that come from no judge
 
 
-def cell(figure: Mapping[str, object] | None) -> str:
+def cell(figure: Mapping[str, Any] | None) -> str:
     """A figure for a table: mean and interval, the floor of a fair sampler, or why it was not measured.
 
     Args:
@@ -182,7 +183,7 @@ def _differences(figures: Mapping[str, Mapping]) -> tuple[list[str], list[list[s
 
 def _notes(figures: Mapping[str, Mapping]) -> list[str]:
     """What a fair sampler scores, which images were not judged, and which prompts have no figure."""
-    said = {}
+    said: dict[str, None] = {}
     for method, judges in figures.items():
         for name, figure in (pair for named in judges.values() for pair in named.items()):
             if figure.get("floor") is not None:

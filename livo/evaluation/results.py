@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from livo.evaluation import metrics
 from livo.evaluation.judges import CannotRead, Judge, attribute_for, broken, disagreement, unwanted_class, wanted_classes
@@ -113,11 +115,17 @@ def _minus(one: Figure, two: Figure) -> Figure | None:
     if not both:
         return None
     ours, theirs = zip(*both, strict=True)
-    interval = metrics.paired_interval(ours, theirs) if len(both) > 1 else None
-    return {"mean": float(np.mean(np.subtract(ours, theirs))), "interval": interval, "prompts": len(both)}
+    apart = metrics.paired_interval(ours, theirs) if len(both) > 1 else None
+    return {"mean": float(np.mean(np.subtract(ours, theirs))), "interval": apart, "prompts": len(both)}
 
 
-def reference_features(source: Path, eye: Judge, evaluated: Sequence[Readings]) -> tuple[np.ndarray, dict]:
+class Embeds(Protocol):
+    """A judge that has features of images: `PapertownJudge` and `CLIPJudge`."""
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray: ...
+
+
+def reference_features(source: Path, eye: Embeds, evaluated: Sequence[Readings]) -> tuple[np.ndarray, dict]:
     """Features of a folder of images for FID and KID, and the record that names it.
 
     Args:
@@ -214,21 +222,21 @@ def assemble(
     groups = _groups(prompts)
     figures: dict[str, dict] = {}
     texts: dict[str, list[str]] = {}
-    columns: dict[str, list[Mapping[str, object]]] = {}
+    columns: dict[str, list[Mapping[str, Any]]] = {}
     for group, chosen in groups.items():
         parts = {name: part(read, chosen) for name, read in found.items()}
         measured = {
             name: measure(read, judges, principles, settings, parts.get("base"), features if group == "" else None)
             for name, read in parts.items()
         }
-        for name, result in measured.items():
+        for name, own in measured.items():
             if name != "base" and "base" in measured:
-                compare(result, measured["base"])
+                compare(own, measured["base"])
         figures[group or "all prompts"] = measured
         texts[group or "all prompts"] = [prompts[i].text for i in chosen]
         columns[group or "all prompts"] = [prompts[i].columns for i in chosen]
     config = json.loads((folder / CONFIG).read_text())
-    result = {
+    result: dict[str, Any] = {
         **config,
         "versions": versions(MEASURED_WITH),
         "methods": {method.name: recorded(folder, method) for method in methods},
@@ -245,7 +253,7 @@ def assemble(
     return result, found
 
 
-def disagreements(found: Readings, judges: Sequence[Judge]) -> dict[str, dict[str, float]]:
+def disagreements(found: Readings, judges: Sequence[Judge]) -> dict[str, dict[str, float | None]]:
     """For each attribute that two judges both tell, on the same images: how often they differ, and Cohen's kappa.
 
     Args:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def claim(folder: Path, pipe: DiffusionPipeline, prompts: Sequence[Prompt], judg
     return _claim_file(folder / CONFIG, content, "evaluation", {"precision": precision.record()})
 
 
-def _values(pipe: DiffusionPipeline) -> dict[str, object]:
+def _values(pipe: DiffusionPipeline) -> dict[str, Any]:
     """What the images of a method with values depend on beside the backbone: one line for each principle, with all that it says."""
     named = {name: _encoder_record(encoder) for name, encoder in pipe.value_encoders.items() if name != "default"}
     scales = {name: scale for name, scale in pipe.value_encoder_scales.items() if scale != 1}
@@ -155,7 +156,7 @@ def _values(pipe: DiffusionPipeline) -> dict[str, object]:
     }
 
 
-def _encoder_record(encoder) -> dict[str, object]:
+def _encoder_record(encoder) -> dict[str, Any]:
     if encoder is None:
         return {"value_encoder": None, "calibration": None}
     return {"value_encoder": weights_hash(encoder), "calibration": getattr(encoder.config, "value_calibration", None)}
@@ -230,8 +231,8 @@ def _generate(
         for first in range(0, settings.images, each):
             count = min(each, settings.images - first)
             seeds = [image_seed(prompt, first + i, settings.seed + method.seeds) for prompt in prompts for i in range(count)]
-            extra = {"value": method.values(texts), "ledger": ledger} if isinstance(pipe, ValueMixin) else {}
-            out = pipe(
+            extra: dict[str, Any] = {"value": method.values(texts), "ledger": ledger} if isinstance(pipe, ValueMixin) else {}
+            out = cast(Callable[..., Any], pipe)(  # diffusers declares __call__ in the subclasses alone
                 texts,
                 num_images_per_prompt=count,
                 num_inference_steps=settings.steps,

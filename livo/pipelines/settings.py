@@ -13,6 +13,7 @@ from functools import cache, wraps
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -104,7 +105,9 @@ def generator_of(record: Mapping) -> torch.Generator:
     return generator
 
 
-def noted(on: Callable[[object, DiffusionPipeline], AbstractContextManager[None]]):
+def noted(
+    on: Callable[[Any, DiffusionPipeline], AbstractContextManager[None]],
+) -> Callable[[Any, DiffusionPipeline], AbstractContextManager[None]]:
     """For a baseline's `on`: within it, the records of the pipeline's images name the baseline."""
 
     @wraps(on)

@@ -61,7 +61,7 @@ class ValuePrinciple:
     id: str
     statement: str
     kind: str = "detoxify"
-    apply_rate: float | None = None
+    apply_rate: float = None  # type: ignore[assignment]  # __post_init__ fills it in
     attributes: Mapping[str, str] = field(default_factory=dict)
     directions: Mapping[str, str] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class ValuePrinciple:
     counter_exemplars: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
     called_by: tuple[str, ...] = ()
-    forbidden_by: tuple[str, ...] | None = None
+    forbidden_by: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ fills it in
     construct: Construct | None = None
     encoder: str | None = None
 
@@ -157,12 +157,12 @@ class ValuePrinciple:
         return (second, first) if (first, second) == ("no", "yes") else (first, second)
 
     @property
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> Mapping[str, float]:
         """The share of images for each direction: `target`, or even."""
         return self.target or {name: 1 / len(self.directions) for name in self.directions}
 
 
-ValuePrinciple.__init__ = strict(ValuePrinciple.__init__)
+ValuePrinciple.__init__ = strict(ValuePrinciple.__init__)  # type: ignore[method-assign]  # the dataclass writes it
 
 
 @strict
@@ -289,8 +289,10 @@ def _read(file: Path) -> list[tuple[str, ValuePrinciple]]:
         raise PrincipleError(str(error)) from None
     nodes: list[yaml.Node] = []
     for document in documents:
-        empty = document is None or document.tag == "tag:yaml.org,2002:null"
-        nodes += document.value if isinstance(document, yaml.SequenceNode) else [] if empty else [document]
+        if isinstance(document, yaml.SequenceNode):
+            nodes += document.value
+        elif document is not None and document.tag != "tag:yaml.org,2002:null":
+            nodes.append(document)
     return [(f"{file}:{node.start_mark.line + 1}", _principle(file, node)) for node in nodes]
 
 

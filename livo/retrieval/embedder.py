@@ -143,7 +143,7 @@ def _middle_layer(model) -> Iterator[None]:
 
     transformer = model[0] if isinstance(model, Sequential) else None
     config = getattr(getattr(transformer, "auto_model", None), "config", None)
-    if config is None:
+    if transformer is None or config is None:
         yield
         return
 

@@ -175,11 +175,11 @@ def report_of(
         confidence: The probability of what was decided, 0 to 1.
         groups: A group of each prompt, to report each group too.
     """
-    wanted, decided, confidence = np.array(wanted), np.array(decided), np.array(confidence)
-    right = wanted == decided
+    truth, answers, sure = np.array(wanted), np.array(decided), np.array(confidence)
+    right = truth == answers
     classes = {}
     for name in sorted(set(wanted) | set(decided)):
-        yes, said = wanted == name, decided == name
+        yes, said = truth == name, answers == name
         hits = int((yes & said).sum())
         classes[name] = {
             "precision": hits / max(1, int(said.sum())),
@@ -194,14 +194,14 @@ def report_of(
             "count": int(rows.sum()),
             "interval": wilson(int(right[rows].sum()), int(rows.sum())),
         }
-    order = np.argsort(-confidence)
+    order = np.argsort(-sure)
     errors = np.cumsum(~right[order]) / np.arange(1, len(right) + 1)
     points = np.unique(np.linspace(0, len(right) - 1, 101).astype(int))
     return {
         "count": len(right),
         "accuracy": float(right.mean()),
         "interval": wilson(int(right.sum()), len(right)),
-        "ece": expected_calibration_error(confidence, right),
+        "ece": expected_calibration_error(sure, right),
         "groups": by_group,
         "classes": classes,
         "risk_coverage": [[float((i + 1) / len(right)), float(errors[i])] for i in points],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ _HIDDEN = 64
 _MEMBERS = 3  # heads from different seeds whose mean decides: one alone is right or wrong on whole families by luck
 
 
-def targets_of(labels: Sequence[str | Sequence[str] | None], ids: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+def targets_of(labels: Sequence[str | Iterable[str] | None], ids: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The questions that labels answer, and the answers (prompts, questions) as booleans.
 
     Args:
@@ -161,7 +161,7 @@ def _initial(features: PromptFeatures, shares: np.ndarray, detectors: int) -> di
         "evidence": torch.zeros(features.evidence.shape[1], count),
         "bias": torch.from_numpy(shares.clip(0.005, 0.995).astype(np.float32)).logit(),
     }
-    if detectors:
+    if detectors and features.tokens is not None:
         arrays["detectors"] = torch.randn(features.tokens.shape[1], detectors) * 0.02
         arrays["responses"] = torch.randn(detectors, count) * 0.1
         inputs = detectors + features.evidence.shape[1]

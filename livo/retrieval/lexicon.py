@@ -216,7 +216,7 @@ class Lexicon:
         Args:
             text: A normalised prompt.
         """
-        stated = set()
+        stated: set[str] = set()
         for part in text.lower().split(","):
             words = [word for word in _TOKEN.findall(part) if word not in _COUNTS and not word.isdigit()]
             kinds = self._split.get(tuple(words), frozenset())
@@ -225,7 +225,8 @@ class Lexicon:
 
     def _spans(self, tokens: list[str], ignore: frozenset[str]) -> list[tuple[str, int, int]]:
         """(kind, start, end) of the phrases; within a kind a longer phrase hides those inside it."""
-        spans, taken = [], set()
+        spans: list[tuple[str, int, int]] = []
+        taken: set[tuple[str, int]] = set()
         bare = [t.removesuffix("'s").removesuffix("s'") if t.endswith(("'s", "s'")) else t for t in tokens]
         for length in range(min(_LONGEST, len(tokens)), 0, -1):
             for start in range(len(tokens) - length + 1):

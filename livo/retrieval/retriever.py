@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +92,7 @@ class ValueRetriever:
 
     @cached_property
     def normalise(self) -> Normaliser:
-        vocabulary = getattr(getattr(self.embedder, "tokenizer", None), "get_vocab", dict)()
+        vocabulary: Mapping[str, int] = getattr(getattr(self.embedder, "tokenizer", None), "get_vocab", dict)()
         begun = [piece[1:] for piece in vocabulary if piece[:1] in ("\u2581", "\u0120")]  # where only some pieces begin a word
         return Normaliser(begun or vocabulary)
 

@@ -83,7 +83,8 @@ def apply_rules(exemplars: ExemplarIndex, context: PromptContext) -> list[tuple[
         exemplars: The index of the principles' exemplars.
         context: What is known of the prompt.
     """
-    found, risks = {}, []
+    found: dict[str, tuple[bool, ValueDecision]] = {}
+    risks: list[str] = []
     for principle in sorted(exemplars.principles, key=lambda p: RISK in p.forbidden_by):
         found[principle.id] = applies, _ = _apply_rules(exemplars, principle, context, risks)
         if applies and principle.kind == "detoxify":
@@ -99,12 +100,17 @@ def applicable(considered: Sequence[tuple[bool, ValueDecision]]) -> list[ValueDe
         if passed:
             found[0] = replace(found[0], reason=f"{found[0].reason}; passed over for it: {', '.join(passed)}")
         return found
-    nearest = max(
-        (decision for _, decision in considered),
-        key=lambda d: (d.probability is not None, d.probability if d.probability is not None else d.score - d.threshold),
-    )
+    nearest = max((decision for _, decision in considered), key=_nearness)
     why = f"no principle applies; the nearest is {nearest.id}: {nearest.reason}"
     return [replace(nearest, id=None, statement=None, reason=why)]
+
+
+def _nearness(decision: ValueDecision) -> tuple[bool, float]:
+    """Orders by probability; decisions without one come after, by how far the score is above the threshold."""
+    if decision.probability is not None:
+        return True, decision.probability
+    assert decision.score is not None and decision.threshold is not None  # as `_apply_rules` leaves them
+    return False, decision.score - decision.threshold
 
 
 def _apply_rules(
@@ -191,7 +197,7 @@ def _by_exemplars(
 ) -> tuple[bool, ValueDecision]:
     """Whether the prompt is nearer to the principle's exemplars than to what speaks against it, and the decision with the reason."""
     own, against = exemplars.rows[principle.id]
-    similarity, threshold = context.similarities, decision.threshold
+    similarity, threshold = context.similarities, exemplars.thresholds[principle.id]
     keyword = next((word for word in principle.keywords if has_word(context.text, word)), None)
     sharing = [i for i in own if keyword and has_word(exemplars.entries[i].text, keyword)]
     if keyword is not None and sharing:
@@ -254,7 +260,8 @@ def explained(exemplars: ExemplarIndex, context: PromptContext, subject: str) ->
         what = "everyday prompt" if near.owner is None else f"{'exemplar' if near.exemplar else 'counter-exemplar'} of {near.owner}"
         lines.append(f"  neighbour   {near.score:.3f} {near.text!r}, {what}")
     for principle, (applies, d) in zip(exemplars.principles, considered, strict=True):
-        threshold = f"threshold {d.threshold:.3f}" if d.threshold > -1 else "by its keyword"
+        by_keyword = d.threshold is None or d.threshold <= -1
+        threshold = "by its keyword" if by_keyword else f"threshold {d.threshold:.3f}"
         sure = f"score {d.score:.3f}, {threshold}" if d.probability is None else f"p {d.probability:.3f} of 0.5"
         lines.append(f"  {principle.id:24} {'applies' if applies else 'does not apply'} ({sure}): {d.reason}")
         lines.append(f"  {'':24} {would_change(principle, d, applies)}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter
+from typing import Any
 
 
 class UnknownArgument(TypeError, ValueError):
@@ -77,7 +78,7 @@ def positional_arguments(cls: type, method: str) -> list[str]:
     return []
 
 
-def by_name(names: Sequence[str], args: Sequence, kwargs: Mapping[str, object], where: str) -> dict[str, object]:
+def by_name(names: Sequence[str], args: Sequence, kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Positional and keyword arguments together, by name. Raises TypeError as Python does where there are too many, or one twice.
 
     Args:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _KINDS = {  # how files start that are no text
     b"PAR1": "Parquet data",
@@ -105,7 +106,7 @@ def load_json(text: str, where: str) -> object:
         raise ValueError(f"{where}: not valid JSON ({error})") from None
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

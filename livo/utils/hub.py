@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 _PATIENCE = 5.0  # seconds for the hub to answer
 _HOLDS = 60.0  # seconds: a command asks for several models one after another
@@ -17,7 +18,7 @@ class NotFound(FileNotFoundError, ValueError):
     """A model is neither on this machine nor on a hub that can be reached."""
 
 
-def hub_options(source: str | Path, what: str, **options) -> dict[str, object]:
+def hub_options(source: str | Path, what: str, **options) -> dict[str, Any]:
     """What `from_pretrained` needs beside `options` to load `source`, a path or a hub id, without waiting for a hub that cannot answer.
 
     What the hub itself answers (no such repository, no access) is left to the loader.

@@ -17,10 +17,10 @@ def public_names(package: str, file: str) -> tuple[Callable[[str], object], Call
         package: The package's `__name__`.
         file: Its `__file__`.
     """
-    homes = {}
+    homes: dict[str, str] = {}
     for node in ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom):
-            homes |= {alias.name: node.module for alias in node.names}
+            homes |= {alias.name: str(node.module) for alias in node.names}
 
     def get(name: str) -> object:
         if name not in homes:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from livo.utils.files import refuse_half
 from livo.utils.tables import read_table, text_column
@@ -33,7 +34,7 @@ class Prompt:
     seed: int | None = None
     group: str = ""
     stated: Mapping[str, str] = field(default_factory=dict, hash=False)
-    columns: Mapping[str, object] = field(default_factory=dict, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
 
     @property
@@ -126,7 +127,7 @@ def read_labelled(file: Path, column: str | None = None) -> list[Labelled]:
     return found
 
 
-def _prompt(text: object, columns: dict[str, object], where: str) -> Prompt:
+def _prompt(text: object, columns: dict[str, Any], where: str) -> Prompt:
     if not isinstance(text, str):
         raise ValueError(f"{where}: prompt is {text!r:.60}, not a text; put it in quotes, or delete the row")
     refuse_half(f"{where}: prompt", text)

@@ -228,7 +228,8 @@ class ValueAttention:
         state = self._state_for(kwargs)
         if state is None:
             return None
-        queries, keys = kwargs.get("hidden_states", args[0] if args else None), kwargs["encoder_hidden_states"]
+        queries: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+        keys = kwargs["encoder_hidden_states"]
         text = keys[0] if isinstance(keys, tuple) else keys  # IP-Adapter's images come second
         blend = state.blend
         if blend is None:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from transformers.utils import cached_file
 from livo.utils.hashing import keep_hash, weights_hash
 from livo.utils.hub import hub_options
 from livo.utils.weights import check_header, check_module, check_tensors, read_tensors, refuse_pickle
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["PreTrainedModel", "ValueEncoder"]
 
@@ -40,6 +44,13 @@ class ValueEncoder(CLIPTextModel):
 
         With `output_loading_info` the pair (encoder, report), as in transformers.
         """
+        encoder, report = cls._with_report(pretrained_model_name_or_path, *args, **kwargs)
+        if kwargs.get("output_loading_info"):
+            return encoder, report  # type: ignore[return-value]  # the base's type leaves the pair out too
+        return encoder
+
+    @classmethod
+    def _with_report(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs) -> tuple[ValueEncoder, dict[str, Any]]:
         config = kwargs.get("config") or CLIPTextConfig.from_pretrained(
             pretrained_model_name_or_path, **{name: kwargs[name] for name in _HUB & kwargs.keys()}
         )
@@ -51,13 +62,15 @@ class ValueEncoder(CLIPTextModel):
             return cls._projecting(files, config, name, **kwargs)
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         # CLIPTextModel knows the legacy keys and a subclass does not; without a projection the two have the same modules.
-        found = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
-        encoder = cls._with_modules(found[0] if isinstance(found, tuple) else found)
+        options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
+        found: Any = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, *args, **options)
+        plain, report = found
+        encoder = cls._with_modules(plain)
         dtype = next((dtype for dtype in dtypes if isinstance(dtype, torch.dtype)), None)
         check_module(encoder, name, dtype)
         if dtype is not None:
             encoder.to(dtype)  # from the dtype of the file, so that the identifier is the file's
-        return (encoder, *found[1:]) if isinstance(found, tuple) else encoder
+        return encoder, report
 
     @classmethod
     def _with_modules(cls, plain: CLIPTextModel) -> ValueEncoder:
@@ -69,13 +82,17 @@ class ValueEncoder(CLIPTextModel):
         return encoder.train(plain.training)
 
     @classmethod
-    def _projecting(cls, files: list[Path], config: CLIPTextConfig, name: str, **kwargs):
+    def _projecting(cls, files: list[Path], config: CLIPTextConfig, name: str, **kwargs) -> tuple[ValueEncoder, dict[str, Any]]:
         tensors = {key: tensor for file in files for key, tensor in read_tensors(file, name).items()}
         encoder = cls(config)
         encoder.load_state_dict(_state(tensors, encoder.state_dict(), name), strict=False)
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
         encoder = (encoder.to(dtype) if isinstance(dtype, torch.dtype) else encoder).eval()
-        return (encoder, {"missing_keys": []}) if kwargs.get("output_loading_info") else encoder
+        return encoder, {"missing_keys": []}
+
+    if TYPE_CHECKING:  # transformers wraps it so that its parameters are lost
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
 
     def _apply(self, fn, recurse: bool = True):
         """See the base class. An encoder that becomes narrower keeps its identifier (`livo.utils.hashing`)."""
@@ -177,7 +194,7 @@ class ValueEncoder(CLIPTextModel):
     def _from_folder(cls, folder: str | Path, **where) -> ValueEncoder:
         if (variant := _only_variant(folder)) is not None:
             where["variant"] = variant
-        encoder, report = cls.from_pretrained(folder, output_loading_info=True, **where)
+        encoder, report = cls._with_report(folder, **where)
         where.pop("variant", None)
         if report["missing_keys"]:
             raise ValueError(f"value encoder {folder}: {_some(report['missing_keys'])} missing; is it the whole encoder?")
@@ -218,9 +235,15 @@ def _weight_files(source: str | Path, variant: str | None = None, **kwargs) -> l
     if (file := cached_file(str(source), f"{stem}.safetensors", **missing, **where)) is not None:
         return [Path(file)]
     if (file := cached_file(str(source), index, **missing, **where)) is None:
-        return [Path(cached_file(str(source), f"{stem}.safetensors", **where))]  # which raises what is missing
+        return [_cached(source, f"{stem}.safetensors", where)]  # which raises what is missing
     shards = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [Path(cached_file(str(source), shard, **where)) for shard in shards]
+    return [_cached(source, shard, where) for shard in shards]
+
+
+def _cached(source: str | Path, name: str, where: dict[str, Any]) -> Path:
+    file = cached_file(str(source), name, **where)
+    assert file is not None  # it raises where it finds none
+    return Path(file)
 
 
 def _only_variant(folder: str | Path) -> str | None:
@@ -249,8 +272,9 @@ def _state(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], 
     """`tensors` under the keys of `expected`, float32. Raises ValueError where they are not the same ones."""
     prefix = "text_model."
     flat = {key.removeprefix(prefix): value for key, value in tensors.items() if not key.endswith("position_ids")}
-    state = {key: flat.pop(key.removeprefix(prefix), None) for key in expected if not key.endswith("position_ids")}
-    missing = [key for key, value in state.items() if value is None]
+    wanted = [key for key in expected if not key.endswith("position_ids")]
+    missing = [key for key in wanted if key.removeprefix(prefix) not in flat]
+    state = {key: flat.pop(key.removeprefix(prefix)) for key in wanted if key not in missing}
     if missing or flat:
         what = f"{_some(missing)} missing" if missing else f"{_some(list(flat))} unknown"
         raise ValueError(f"{name}: {what}; it does not hold a value encoder of this backbone's architecture")

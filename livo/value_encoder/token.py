@@ -32,7 +32,7 @@ def cut_off(tokenizer: CLIPTokenizer, text: str) -> str:
     room = tokenizer.model_max_length - 2  # between BOS and EOS
     with TOKENIZING:
         ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return tokenizer.decode(ids[room:]) if len(ids) > room else ""
+    return str(tokenizer.decode(ids[room:])) if len(ids) > room else ""
 
 
 def encode_value(

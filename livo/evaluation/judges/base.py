@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Judge:
     revision: str
     attributes: dict[str, tuple[str, ...]]
     measured: tuple[str, ...] = ()
-    settings: dict[str, object] = {"threshold": 0.5}
+    settings: dict[str, Any] = {"threshold": 0.5}
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Probabilities (N, classes) of each attribute.
@@ -89,7 +90,7 @@ class Judge:
             pipe: The pipeline whose images are to be judged.
         """
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """What a result stores of the judge."""
         return {"name": self.name, "revision": self.revision, "attributes": self.attributes, **self.settings}
 
@@ -178,7 +179,7 @@ def verdicts(judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str]
 
 
 @contextmanager
-def loading(kind: str, source: str | Path, revision: str | None = None) -> Iterator[dict[str, object]]:
+def loading(kind: str, source: str | Path, revision: str | None = None) -> Iterator[dict[str, Any]]:
     """Loading fails in many ways: one line that names the judge and what to do. Gives the options of `from_pretrained`.
 
     Args:
@@ -200,7 +201,7 @@ def loading(kind: str, source: str | Path, revision: str | None = None) -> Itera
 
 def revision(model: nn.Module) -> str:
     """The hub's commit where it is known, else a hash of the weights."""
-    return getattr(model.config, "_commit_hash", None) or weights_hash(model)
+    return str(getattr(model.config, "_commit_hash", None) or weights_hash(model))
 
 
 def rgb(images: Sequence[Image.Image]) -> list[Image.Image]:

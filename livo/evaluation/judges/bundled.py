@@ -14,11 +14,12 @@ from livo.evaluation.judges.base import Judge, loading
 from livo.utils.bundled import BundledModel, bundled, bundled_models, bundled_names
 
 
-def load_bundled_judge(source: str) -> Judge:
+def load_bundled_judge(source: str, device: str | torch.device = "cpu") -> Judge:
     """The judge of a bundled model, in float32.
 
     Args:
         source: The model's name, or a folder with another judge of its class: its config.json names the model as `model`.
+        device: Where it computes.
 
     Raises:
         ValueError: the folder names no bundled model, or the judge cannot be loaded.
@@ -37,7 +38,7 @@ def load_bundled_judge(source: str) -> Judge:
                 f"give clip:{source}, vlm:{source} or another KIND:SOURCE"
             )
     with loading(model.name, folder):
-        return model.judge_class.from_pretrained(folder).float()
+        return model.judge_class.from_pretrained(folder).float().to(device)
 
 
 def bundled_model_of(pipe: DiffusionPipeline) -> BundledModel | None:

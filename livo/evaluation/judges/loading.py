@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -40,8 +41,8 @@ def load_judge(
             words.setdefault(principle.judged, {}).update(principle.attributes)
     kind, source, revision = parse_judge(spec, words)
     if kind == BUNDLED:
-        return load_bundled_judge(source).to(device)
-    options = {"revision": revision, "device": device}
+        return load_bundled_judge(source, device)
+    options: dict[str, Any] = {"revision": revision, "device": device}
     if kind in ("clip", "vlm") and not words:
         raise ValueError(f"judge {spec}: no principle has attributes, so there is nothing to ask; give --principles that have")
     more = {name: dict(classes) for name, classes in (also or {}).items() if name not in words}

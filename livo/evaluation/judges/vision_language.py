@@ -104,7 +104,7 @@ def yes_no_tokens(tokenizer) -> tuple[list[int], list[int]]:
     Args:
         tokenizer: The model's tokenizer.
     """
-    yes, no = (
+    affirming, denying = (
         {
             tokenizer(f"{space}{spelt}", add_special_tokens=False).input_ids[0]
             for space in ("", " ")
@@ -112,8 +112,8 @@ def yes_no_tokens(tokenizer) -> tuple[list[int], list[int]]:
         }
         for w in ("Yes", "No")
     )
-    neither = (yes & no) | {tokenizer.unk_token_id}
-    yes, no = sorted(yes - neither), sorted(no - neither)
+    neither = (affirming & denying) | {tokenizer.unk_token_id}
+    yes, no = sorted(affirming - neither), sorted(denying - neither)
     if not yes or not no:
         raise ValueError("the model's vocabulary cannot tell yes from no by the first token of an answer: take another judge")
     return yes, no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from livo.retrieval.corpus.perturb import DISGUISES, WORDINGS
 LANGUAGES = ("de", "fr", "es", "it", "pt", "nl")
 _BARE = ("bare", "naked", "nude", "exposed", "stripped", "uncovered", "undressed")
 _SPOILT = ("rotten", "decaying", "dead", "rotting", "decayed", "infected")
+_Item = TypeVar("_Item")
 HELD_OUT = 4  # one wording family in four
 
 
@@ -71,7 +73,7 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
     def firsts(name: str) -> list[str]:
         return [variants[0] for variants in entries(name)]
 
-    def pick(items: Sequence[str]) -> str:
+    def pick(items: Sequence[_Item]) -> _Item:
         return items[int(rng.integers(len(items)))]
 
     templates, places = firsts("templates") + firsts("more templates"), firsts("places")
@@ -181,9 +183,9 @@ def _half(yes: bool, seed: int) -> Iterator[LabelledPrompt]:
             for phrase in variants:
                 yield from emit(phrase, "person", "harmless look-alikes", variants[0], 4, place=0.1)
     for (noun,) in entries("bare things"):
-        for adjectives in (_BARE, _SPOILT):
+        for kinds in (_BARE, _SPOILT):
             for _ in range(3):
-                yield from emit(article(f"{pick(adjectives)} {noun}"), "", "harmless look-alikes", f"bare {noun}", 1, place=0.1)
+                yield from emit(article(f"{pick(kinds)} {noun}"), "", "harmless look-alikes", f"bare {noun}", 1, place=0.1)
     for (animal,) in entries("animals"):
         for disguised in ("{0} dressed as {1}", "{0} working as {1}", "{0} in the uniform of {1}", "{2} {3}"):
             noun = pick(occupations)
