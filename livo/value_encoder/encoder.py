@@ -39,7 +39,9 @@ class ValueEncoder(CLIPTextModel):
             self.value_projection = nn.Linear(config.hidden_size, _tokens(config) * _width(config), bias=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs) -> ValueEncoder:
+    def from_pretrained(  # type: ignore[override]  # no None here
+        cls, pretrained_model_name_or_path: str | Path, *args, **kwargs
+    ) -> ValueEncoder:
         """Load an encoder from safetensors files with the keys of any version of transformers, with a projection or without.
 
         With `output_loading_info` the pair (encoder, report), as in transformers.
