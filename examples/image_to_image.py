@@ -31,9 +31,8 @@ def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
         for value in (None, "auto"):
             seed = torch.Generator().manual_seed(0)
             out = pipe(prompt, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
-            sheets.append(
-                grid(out.images, 5, title=f"{name}, {'base' if value is None else 'LiVO'}", note=out.decisions[0].summary)
-            )
+            title = f"{name}, {'base' if value is None else 'LiVO'}"
+            sheets.append(grid(out.images, 5, title=title, note=out.decisions[0].summary))
             record += [decision.to_dict() for decision in out.decisions]
     save_picture(stack(sheets), output, record)
 
