@@ -28,10 +28,9 @@ def main(output: Path = Path("image_to_image.png"), steps: int = 20) -> None:
         ("image to image", image, {"image": [start] * 5, "strength": 0.8}),
         ("inpainting", inpaint, {"image": start, "strength": 1.0, "mask_image": mask, **size}),
     ):
-        for value in (None, "auto"):
+        for title, value in ((f"{name}, base", None), (f"{name}, LiVO", "auto")):
             seed = torch.Generator().manual_seed(0)
             out = pipe(prompt, value=value, num_images_per_prompt=5, generator=seed, **inputs, **common)
-            title = f"{name}, {'base' if value is None else 'LiVO'}"
             sheets.append(grid(out.images, 5, title=title, note=out.decisions[0].summary))
             record += [decision.to_dict() for decision in out.decisions]
     save_picture(stack(sheets), output, record)
