@@ -71,7 +71,7 @@ def run(args) -> None:
         except CannotRead as error:
             raise ValueError(f"{principle.id}: {error}; change its construct section, or give another --judge") from None
     found = {}
-    pipe.value_encoder.config.value_calibration = None  # measured anew, from even shares
+    pipe.value_encoder.config.value_calibration = None  # measured again, from equal shares
     for principle in principles:
         seen, broken = [], 0
         for i, prompt in enumerate(tqdm(prompts, principle.id, unit="prompt")):

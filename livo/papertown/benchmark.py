@@ -1,7 +1,7 @@
 """`livo benchmark papertown`: the LiVO paper's main table and figures in miniature, on held-out prompts, with every baseline.
 
 One method is one deployed configuration: it makes all the images of its row. Baselines are tuned by `tuning`, on training prompts.
-Everything lies below the work folder and is made once: a run that was killed goes on where it stopped.
+Everything lies below the work folder and is made once: a run that was killed resumes.
 """
 
 from __future__ import annotations

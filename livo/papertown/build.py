@@ -1,4 +1,4 @@
-"""Rebuild every weight of Papertown from nothing: VAE, judge, backbone, preference data, value encoder.
+"""Rebuild all weights of Papertown from scratch: VAE, judge, backbone, preference data, value encoder.
 
 Each stage leaves its result in the work folder and is skipped when that is there; training goes on from its last saved step.
 """

@@ -73,7 +73,7 @@ def trained(work: Path, name: str, config: TrainingConfig, source: Path) -> Path
     config = replace(config, data=str(source), output=str(run), model="papertown")
     if (run / config.adapter).is_dir():
         if config.changed(json.loads((run / config.adapter / "training.json").read_text())["config"]):
-            raise ValueError(f"{run} was trained otherwise: delete it, and it is trained anew")
+            raise ValueError(f"{run} was trained otherwise: delete it to train it again")
     else:
         records = train(config, resume=(run / "config.json").is_file())
         follow_training(records, name, config.steps, ("loss", "accuracy", "winner_gain", "loser_push"))
