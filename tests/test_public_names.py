@@ -63,7 +63,7 @@ USER = """
 import livo
 from livo import LiVOPipeline
 
-pipe = LiVOPipeline.from_pretrained("papertown")
+pipe = LiVOPipeline.from_pretrained("papertown").to("cpu")
 out = pipe("a cat", value=None, num_inference_steps=3)
 print(out.images[0], [decision.summary for decision in out.decisions])
 pipe("a cat", valeu=None)
