@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from livo.pipelines.selection import ValueChooser, Wishes
+from livo.pipelines.selection import ValueRequest, ValueSelector
 from livo.utils.logs import forget, warn_once
 
 logger = logging.getLogger("livo.test")
@@ -18,9 +18,9 @@ def test_a_warning_is_said_once_for_each_cause(caplog):
 
 
 def test_a_missing_encoder_is_said_once_however_many_prompts_are_drawn(caplog):
-    chooser = ValueChooser(None, None)
+    selector = ValueSelector(None, {})
     for prompt in ("a doctor", "a cat"):
-        chooser.choose([prompt], Wishes(["auto"], [1.0], [0.0], [1.0]), 2, [(0,)])
+        selector.select([prompt], ValueRequest(["auto"], [1.0], [0.0], [1.0]), 2, [(0,)])
     assert len(caplog.records) == 1 and "no value encoder is loaded" in caplog.text
 
 
