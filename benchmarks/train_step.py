@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def setup(which: str, batch: int, micro: int, size: int, precision: Precision, t
     data = papertown_pairs(pipe, folder) if trained else preferences(folder, size)
     config = replace(TRAINING, save_every=250) if trained else TrainingConfig(data="-", output="-")
     config = replace(config, data=str(data), batch=batch, precision=precision.resolved, resolution=size)
-    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     samples = read_samples(folder)
     torch.manual_seed(0)
@@ -175,8 +176,8 @@ def backward(method: Method, autocast, number: int) -> float:
     return total
 
 
-def step(loss, adapter, optimizer, accelerator, number: int) -> float:
-    value = backward(loss, accelerator.autocast, number)
+def step(loss, adapter, optimizer, autocast, number: int) -> float:
+    value = backward(loss, autocast, number)
     torch.nn.utils.clip_grad_norm_(adapter.encoder.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -213,6 +214,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         losses, adapter, accelerator = setup(args.which, args.batch, args.micro, args.size, precision, args.trained, Path(folder))
         optimizer = torch.optim.AdamW(adapter.encoder.parameters(), lr=1e-6)
+        autocast = partial(precision.autocast, accelerator.device)
         if args.peak:
             losses = {args.peak: losses[args.peak]}
             if args.peak == "published":  # it has a UNet of its own
@@ -221,7 +223,7 @@ def main() -> None:
             reset_peak_memory(accelerator.device)  # what was cached before training, in a run of its own perhaps, does not count
             before = peak_memory(accelerator.device)
             for number in range(3):
-                step(losses[args.peak], adapter, optimizer, accelerator, number)
+                step(losses[args.peak], adapter, optimizer, autocast, number)
             peak = peak_memory(accelerator.device)
             print(peak / 1e6, (peak - before) / 1e6)
             return
@@ -229,12 +231,12 @@ def main() -> None:
         agreement(losses, adapter)
         rates: dict[str, list[float]] = {"published": [], "livo": []}
         for name in losses:
-            step(losses[name], adapter, optimizer, accelerator, 0)
+            step(losses[name], adapter, optimizer, autocast, 0)
         for turn in range(args.turns):
             for name, loss in losses.items():
                 start = time.perf_counter()
                 for number in range(args.steps):
-                    step(loss, adapter, optimizer, accelerator, turn * args.steps + number)
+                    step(loss, adapter, optimizer, autocast, turn * args.steps + number)
                 rates[name].append(args.steps / (time.perf_counter() - start))
         for name, values in rates.items():
             print(f"{name:10} {np.median(values):.3f} steps/s  ({', '.join(f'{v:.3f}' for v in values)})")

@@ -6,7 +6,6 @@ import os
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -51,13 +50,6 @@ class WordEmbedder:
             for word in text.lower().replace(",", " ").split():
                 vectors[row, int.from_bytes(word.encode(), "little") % 509] += 1
         return vectors.numpy()
-
-
-@pytest.fixture(autouse=True)
-def _accelerate_is_new():
-    """Accelerate keeps its precision for the life of a process; a test may need another."""
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, get_grad_scaler
 from diffusers import DiffusionPipeline
 
 from livo.data.manifest import PreferenceError, Sample, check_readable, read_samples
@@ -52,7 +53,8 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
     check_run(config, resume)
     precision = _precision(config, run)
     tracker, cpu = available_tracker(config.tracker), not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=cpu, log_with=tracker, project_dir=run)
+    accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=run)  # its own precision is fixed for the life of the process
+    accelerator.scaler = get_grad_scaler() if precision.resolved == "fp16" else None
     samples = _samples(config, accelerator)
     pipe, resolution, judge = _backbone(config, accelerator, samples)
     adapter = _adapter(config, pipe, resolution, samples)
@@ -75,7 +77,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Iterator[Record]:
         step,
         config.loop,
         run / "checkpoints",
-        autocast=accelerator.autocast,
+        autocast=partial(precision.autocast, accelerator.device),
         accelerator=accelerator,
         guard=no_longer_denoises if config.objective != "distillation" else None,  # its errors are gaps, small ones at first
     ):

@@ -46,11 +46,6 @@ class Precision:
             return nullcontext()
         return torch.autocast(torch.device(device).type, getattr(torch, DTYPES[self.resolved]))
 
-    @property
-    def mixed(self) -> str:
-        """The name that Accelerate has for it."""
-        return "no" if self.resolved == "fp32" else self.resolved
-
     def record(self) -> dict[str, str]:
         """What a run and a result say of it."""
         return {"asked": self.asked, "resolved": self.resolved}

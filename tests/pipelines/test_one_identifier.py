@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from livo import LiVOPipeline
@@ -40,10 +39,9 @@ def config(tiny_checkpoint, tmp_path):
         row = {"prompt": "a photo of a doctor", "value": "gender equality", "label": i % 2, "scene": f"scene {i // 2}"}
         rows.append(row | {"file_name": f"{i}.png"})
     (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    yield TrainingConfig(
+    return TrainingConfig(
         data=str(data), output=str(tmp_path / "run"), model=str(tiny_checkpoint), steps=2, batch=2, lr=1e-3, precision="fp32"
     )
-    AcceleratorState._reset_state(True)
 
 
 def test_training_saving_evaluating_and_drawing_name_one_encoder_alike(config, tiny_checkpoint, tmp_path, capsys):
